@@ -1,0 +1,1 @@
+"""Attention: the problem, the backends and the choice among them."""

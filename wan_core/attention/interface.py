@@ -1,0 +1,122 @@
+"""Attention as a problem, backends that accept it or say why not, and the choice among them.
+
+Layout: q, k, v are (B, L, N, D) at every interface: batch, tokens, heads, head dimension. Backends transpose privately.
+A backend rejects a problem with a reason in words; `survivors` is that half and touches no library. `bind` loads the
+survivors in order, runs each once on a tiny problem, and returns the first that works. After that nothing is caught:
+a kernel that fails in a run is our defect and must be seen.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedError
+from ..hardware import Hardware
+from ..profiles import Quality, check_choice
+from ..report import Decision, Rejection
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+_ORDER: tuple[Quality, ...] = ("exact", "near", "lossy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionProblem:
+    """What is to be attended: (batch, q_len, num_heads, head_dim) over kv_len keys, without a mask."""
+
+    batch: int
+    q_len: int
+    kv_len: int
+    num_heads: int
+    head_dim: int
+    dtype: str
+
+    def tensors(self, device: str, max_len: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+        """Random q, k, v of this problem with at most `max_len` tokens, for a smoke test."""
+        generator = torch.Generator(device=device).manual_seed(0)
+
+        def draw(length: int) -> Tensor:
+            shape = (1, min(length, max_len), self.num_heads, self.head_dim)
+            return torch.randn(shape, generator=generator, device=device).to(getattr(torch, self.dtype))
+
+        return draw(self.q_len), draw(self.kv_len), draw(self.kv_len)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionBackend:
+    """One way to compute attention. `rejects` returns `None` or the reason in words; `load` does the vendor import."""
+
+    name: str
+    quality: Quality
+    rejects: Callable[[AttentionProblem, Hardware], str | None]
+    load: Callable[[], Attend]
+
+
+def survivors(
+    asked: str,
+    problem: AttentionProblem,
+    hardware: Hardware,
+    backends: Sequence[AttentionBackend],
+    *,
+    ceiling: Quality = "exact",
+) -> tuple[list[AttentionBackend], list[Rejection]]:
+    """Backends that accept the problem, in order of preference, and the reasons of the others.
+
+    `backends` is in order of preference and its last entry rejects nothing. A named backend comes first and the rest
+    stand behind it as its fallbacks; the ceiling binds "auto", not a name the user chose.
+    """
+    check_choice("attention backend", asked, ("auto", *(backend.name for backend in backends)))
+    ordered = sorted(backends, key=lambda backend: backend.name != asked)
+    accepted, rejected = [], []
+    for backend in ordered:
+        reason = backend.rejects(problem, hardware)
+        if reason is None and backend.name != asked and _ORDER.index(backend.quality) > _ORDER.index(ceiling):
+            reason = f"{backend.quality}, above the profile's ceiling {ceiling}"
+        if reason is None:
+            accepted.append(backend)
+        else:
+            rejected.append(Rejection(name=backend.name, reason=reason))
+    return accepted, rejected
+
+
+def bind(
+    topic: str,
+    asked: str,
+    accepted: Sequence[AttentionBackend],
+    rejected: Sequence[Rejection],
+    problem: AttentionProblem,
+    hardware: Hardware,
+    *,
+    on_unsupported: str = "fallback",
+) -> tuple[Attend, Decision]:
+    """Load the first accepted backend that passes its smoke test, and say what was decided."""
+    refused = list(rejected)
+    for backend in accepted:
+        if on_unsupported == "error" and asked not in ("auto", backend.name):
+            break
+        try:
+            attend = backend.load()
+            _smoke_test(attend, problem, hardware)
+        except (ImportError, OSError, RuntimeError) as error:
+            refused.append(Rejection(name=backend.name, reason=f"{type(error).__name__}: {first_line(error)}"))
+            continue
+        # Say why what was asked, or preferred, was passed over; not what stood behind the choice anyway.
+        decision = Decision(
+            topic=topic, asked=asked, chosen=backend.name, quality=backend.quality, rejected=tuple(refused)
+        )
+        return attend, decision
+    reasons = "; ".join(f"{item.name}: {item.reason}" for item in refused)
+    raise UnsupportedError(f"{topic} {asked!r} cannot run on {hardware.name}: {reasons}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message: vendors append pages."""
+    return str(error).strip().split("\n", 1)[0]
+
+
+def _smoke_test(attend: Attend, problem: AttentionProblem, hardware: Hardware) -> None:
+    q, k, v = problem.tensors(hardware.device)
+    out = attend(q, k, v)
+    if out.shape != q.shape or not bool(torch.isfinite(out).all()):
+        raise RuntimeError(f"smoke test gave shape {tuple(out.shape)} or a non-finite value")

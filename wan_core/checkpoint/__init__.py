@@ -1,0 +1,1 @@
+"""Checkpoints: reading files, naming tensors, telling what a file is."""

@@ -1,0 +1,25 @@
+"""Errors that a user meets: one sentence each, with what was got, what is expected and the nearest valid value.
+
+Everything a user can cause is an `InputError` (a `ValueError`), so that the nodes and the command line can print
+the sentence and no traceback. Anything else that escapes the core is a defect of ours and keeps its traceback.
+"""
+
+
+class InputError(ValueError):
+    """A user's mistake, told in one sentence."""
+
+
+class CheckpointError(InputError):
+    """A file that cannot be read, is incomplete, or is not what it was given as."""
+
+
+class UnsupportedError(InputError):
+    """An option that this machine, or this build of a library, cannot run."""
+
+
+class OutOfMemoryError(InputError):
+    """A plan that does not fit; the sentence says how much is short and what would fit."""
+
+
+class Interrupted(Exception):
+    """The caller asked to stop. Raised between blocks, steps or chunks; nothing is left half done."""

@@ -1,0 +1,113 @@
+"""What this machine is: a frozen description that plans are resolved against, and that tests can invent.
+
+Nothing here chooses anything. Libraries are looked up without importing them; whether one really works is found out
+when a backend is loaded.
+"""
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from functools import cache
+from time import perf_counter
+
+import psutil
+import torch
+
+OPTIONAL_LIBRARIES = ("triton", "flash-attn-4", "flash-attn-3", "flash-attn", "xformers", "sageattention", "comfy-kitchen")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """One compute device and its host.
+
+    device: torch device string. capability: CUDA compute capability, `None` without CUDA. Memory in bytes.
+    tflops: measured matrix product rate by dtype name, in TFLOP/s (a moment of work at detection).
+    """
+
+    device: str
+    name: str
+    capability: tuple[int, int] | None
+    total_memory: int
+    free_memory: int
+    host_memory: int
+    host_free_memory: int
+    torch_version: str
+    cuda_version: str | None
+    libraries: tuple[tuple[str, str], ...] = ()
+    tflops: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.startswith("cuda")
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether bfloat16 products run natively; CPUs are counted out, where float32 is as fast and safer."""
+        return self.capability is not None and self.capability >= (8, 0)
+
+    def rate(self, dtype: str) -> float | None:
+        """Measured TFLOP/s of a matrix product in `dtype`, `None` where it was not measured."""
+        return dict(self.tflops).get(dtype)
+
+    def library(self, name: str) -> str | None:
+        """Version of an optional library, `None` where it is not installed."""
+        return dict(self.libraries).get(name)
+
+    @classmethod
+    def detect(cls, device: str | None = None, *, free_memory: int | None = None) -> "Hardware":
+        """Describe `device` (the first CUDA device, else the CPU). `free_memory` overrides what the driver says."""
+        device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+        host = psutil.virtual_memory()
+        name, capability = platform.processor() or platform.machine(), None
+        total, free = host.total, host.available
+        if device.startswith("cuda"):
+            name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+            free, total = torch.cuda.mem_get_info(device)
+            # What our own allocator holds but does not use is free to us.
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return cls(
+            device=device,
+            name=name,
+            capability=capability,
+            total_memory=total,
+            free_memory=free if free_memory is None else free_memory,
+            host_memory=host.total,
+            host_free_memory=host.available,
+            torch_version=torch.__version__,
+            cuda_version=torch.version.cuda,
+            libraries=_installed_libraries(),
+            tflops=_measured_rates(device),
+        )
+
+
+@cache
+def _installed_libraries() -> tuple[tuple[str, str], ...]:
+    found = []
+    for name in OPTIONAL_LIBRARIES:
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+@cache
+def _measured_rates(device: str) -> tuple[tuple[str, float], ...]:
+    """Matrix product rates by dtype: a few products, large enough for the device, some tenths of a second in all."""
+    size, repeats = (8192, 5) if device.startswith("cuda") else (768, 3)
+    dtypes = (torch.bfloat16, torch.float16, torch.float32) if device.startswith("cuda") else (torch.float32,)
+    rates = []
+    for dtype in dtypes:
+        a = torch.randn(size, size, device=device, dtype=dtype)
+        best = min(_seconds(a, device) for _ in range(repeats))
+        rates.append((str(dtype).removeprefix("torch."), 2 * size**3 / best / 1e12))
+    return tuple(rates)
+
+
+def _seconds(a: torch.Tensor, device: str) -> float:
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronize()
+    start = perf_counter()
+    a @ a
+    synchronize()
+    return perf_counter() - start

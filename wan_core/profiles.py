@@ -1,0 +1,172 @@
+"""How to run: the optimization profile, its parts and the presets.
+
+A profile says nothing about what to make (that is a recipe, `recipes.py`), holds no torch types and is hashable. It is
+what a user asks for; `plan.resolve` turns it into what this machine will do, with a reason for every difference.
+Each part is checked when it is created, so a profile that exists is a valid one.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .errors import InputError
+
+Quality = Literal["exact", "near", "lossy"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+
+class Checked:
+    """A frozen dataclass whose `Literal` fields are checked when it is created."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                check_choice(f"{type(self).__name__}.{name}", getattr(self, name), get_args(kind))
+
+
+def check_choice(name: str, value: object, choices: tuple[Any, ...]) -> None:
+    """Raise `InputError` with the nearest valid value unless `value` is one of `choices`."""
+    if value in choices:
+        return
+    near = get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}{hint}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSpec(Checked):
+    """Attention kernels by name, or "auto"; cross attention (512 keys) is chosen separately."""
+
+    backend: str = "auto"
+    cross: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionSpec(Checked):
+    """Dtype of the weights and matrix products, and of the residual stream between them.
+
+    "auto" is bfloat16 where the device computes it natively and float32 elsewhere. `tf32` concerns only what is left
+    in float32, for the duration of the run.
+    """
+
+    weights: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    residual: Literal["float32", "weights"] = "float32"
+    tf32: Literal["off", "on"] = "off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidanceSpec(Checked):
+    """How the conditional and the unconditional pass run: the same numbers, in one batch or one after the other."""
+
+    execution: Literal["auto", "batched", "sequential"] = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffloadSpec(Checked):
+    """Where the weights wait: "resident" keeps both experts on the device, "experts" keeps the idle one on the host."""
+
+    policy: Literal["auto", "resident", "experts"] = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileSpec(Checked):
+    """`torch.compile` of the transformer block, one graph shared by all blocks of both experts."""
+
+    mode: Literal["off", "default"] = "off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeSettings(Checked):
+    """Decoding whole frames or overlapping tiles, and the dtype of the convolutions."""
+
+    tiling: Literal["auto", "off", "on"] = "auto"
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizationProfile(Checked):
+    """Everything a user may ask of the way a video is computed.
+
+    quality: the ceiling; nothing worse than this label is ever chosen by "auto".
+    on_unsupported: what happens when an explicitly named option cannot run here: fall back and say so, or stop.
+    """
+
+    name: str = "custom"
+    attention: AttentionSpec = field(default_factory=AttentionSpec)
+    precision: PrecisionSpec = field(default_factory=PrecisionSpec)
+    guidance: GuidanceSpec = field(default_factory=GuidanceSpec)
+    offload: OffloadSpec = field(default_factory=OffloadSpec)
+    compile: CompileSpec = field(default_factory=CompileSpec)
+    vae: VaeSettings = field(default_factory=VaeSettings)
+    quality: Quality = "exact"
+    on_unsupported: Literal["fallback", "error"] = "fallback"
+
+    def with_settings(self, settings: dict[str, str]) -> "OptimizationProfile":
+        """A copy with dotted settings replaced, for example {"attention.backend": "flash", "offload.policy": "experts"}.
+
+        Raises `InputError` for an unknown setting or value, naming the nearest valid one.
+        """
+        changed = self
+        for key, value in settings.items():
+            part, _, leaf = key.partition(".")
+            check_choice("setting", key, tuple(setting_names()))
+            if leaf:
+                changed = replace(changed, **{part: replace(getattr(changed, part), **{leaf: value})})
+            else:
+                changed = replace(changed, **{part: value})
+        return changed if changed == self else replace(changed, name=f"{self.name} (changed)")
+
+
+def setting_names() -> list[str]:
+    """Dotted names of every setting of a profile, in the order of their declaration."""
+    names: list[str] = []
+    for entry in fields(OptimizationProfile):
+        if entry.name == "name":
+            continue
+        part = entry.default_factory() if callable(entry.default_factory) else None
+        names += [f"{entry.name}.{leaf.name}" for leaf in fields(part)] if part is not None else [entry.name]
+    return names
+
+
+def setting_choices(name: str) -> tuple[str, ...]:
+    """Valid values of a dotted setting; empty where the values are open (backend names)."""
+    check_choice("setting", name, tuple(setting_names()))
+    part, _, leaf = name.partition(".")
+    owner = OptimizationProfile if not leaf else type(getattr(PRESETS["auto"], part))
+    kind = get_type_hints(owner)[leaf or part]
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+PRESETS = MappingProxyType(
+    {
+        "auto": OptimizationProfile(name="auto"),
+        # The yardstick: everything else is judged against it, so nothing here is chosen for speed.
+        "reference": OptimizationProfile(
+            name="reference",
+            attention=AttentionSpec(backend="math", cross="math"),
+            precision=PrecisionSpec(weights="float32"),
+            guidance=GuidanceSpec(execution="sequential"),
+            vae=VaeSettings(tiling="off", precision="float32"),
+            on_unsupported="error",
+        ),
+        "exact": OptimizationProfile(name="exact", compile=CompileSpec(mode="default")),
+        "80gb": OptimizationProfile(
+            name="80gb", offload=OffloadSpec(policy="experts"), guidance=GuidanceSpec(execution="sequential")
+        ),
+        "cpu": OptimizationProfile(
+            name="cpu",
+            precision=PrecisionSpec(weights="float32"),
+            guidance=GuidanceSpec(execution="sequential"),
+            offload=OffloadSpec(policy="resident"),
+        ),
+    }
+)
+
+
+def preset(name: str) -> OptimizationProfile:
+    """The preset called `name`; raises `InputError` with the nearest name otherwise."""
+    check_choice("profile", name, tuple(PRESETS))
+    return PRESETS[name]

@@ -1,0 +1,1 @@
+"""Sampling: schedule, solvers, experts, guidance and the loop."""
