@@ -13,7 +13,15 @@ from time import perf_counter
 import psutil
 import torch
 
-OPTIONAL_LIBRARIES = ("triton", "flash-attn-4", "flash-attn-3", "flash-attn", "xformers", "sageattention", "comfy-kitchen")
+OPTIONAL_LIBRARIES = (
+    "triton",
+    "flash-attn-4",
+    "flash-attn-3",
+    "flash-attn",
+    "xformers",
+    "sageattention",
+    "comfy-kitchen",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,61 +53,81 @@ class AttentionBackend:
     load: Callable[[], Attend]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelChoice:
+    """The pure half of a selection: who accepts the problem, in order of preference, and why the others do not."""
+
+    topic: str
+    asked: str
+    accepted: tuple[AttentionBackend, ...]
+    rejected: tuple[Rejection, ...]
+    problem: AttentionProblem
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(backend.name for backend in self.accepted)
+
+    @property
+    def decision(self) -> Decision:
+        """What will be tried first. Loading it may still fail; `bind` then says what runs instead."""
+        return self._decide(self.accepted[0], self.rejected)
+
+    def _decide(self, backend: AttentionBackend, rejected: Sequence[Rejection]) -> Decision:
+        return Decision(
+            topic=self.topic,
+            asked=self.asked,
+            chosen=backend.name,
+            quality=backend.quality,
+            rejected=tuple(rejected),
+        )
+
+
 def survivors(
+    topic: str,
     asked: str,
     problem: AttentionProblem,
     hardware: Hardware,
     backends: Sequence[AttentionBackend],
     *,
     ceiling: Quality = "exact",
-) -> tuple[list[AttentionBackend], list[Rejection]]:
-    """Backends that accept the problem, in order of preference, and the reasons of the others.
+) -> KernelChoice:
+    """Ask every backend whether it can run the problem; loads nothing.
 
     `backends` is in order of preference and its last entry rejects nothing. A named backend comes first and the rest
     stand behind it as its fallbacks; the ceiling binds "auto", not a name the user chose.
     """
-    check_choice("attention backend", asked, ("auto", *(backend.name for backend in backends)))
-    ordered = sorted(backends, key=lambda backend: backend.name != asked)
+    check_choice(f"{topic} backend", asked, ("auto", *(backend.name for backend in backends)))
     accepted, rejected = [], []
-    for backend in ordered:
+    for backend in sorted(backends, key=lambda backend: backend.name != asked):
         reason = backend.rejects(problem, hardware)
         if reason is None and backend.name != asked and _ORDER.index(backend.quality) > _ORDER.index(ceiling):
-            reason = f"{backend.quality}, above the profile's ceiling {ceiling}"
+            reason = f"{backend.quality}, above the profile's ceiling {ceiling!r}"
         if reason is None:
             accepted.append(backend)
-        else:
+        # What stands behind the first choice anyway needs no excuse; only what was preferred to it does.
+        elif not accepted:
             rejected.append(Rejection(name=backend.name, reason=reason))
-    return accepted, rejected
+    return KernelChoice(topic=topic, asked=asked, accepted=tuple(accepted), rejected=tuple(rejected), problem=problem)
 
 
-def bind(
-    topic: str,
-    asked: str,
-    accepted: Sequence[AttentionBackend],
-    rejected: Sequence[Rejection],
-    problem: AttentionProblem,
-    hardware: Hardware,
-    *,
-    on_unsupported: str = "fallback",
-) -> tuple[Attend, Decision]:
-    """Load the first accepted backend that passes its smoke test, and say what was decided."""
-    refused = list(rejected)
-    for backend in accepted:
-        if on_unsupported == "error" and asked not in ("auto", backend.name):
+def bind(choice: KernelChoice, hardware: Hardware, *, strict: bool = False) -> tuple[Attend, Decision]:
+    """Load the first accepted backend that passes its smoke test, and say what was decided.
+
+    strict: only the backend that was asked for will do; `UnsupportedError` otherwise.
+    """
+    rejected = list(choice.rejected)
+    for backend in choice.accepted:
+        if strict and choice.asked not in ("auto", backend.name):
             break
         try:
             attend = backend.load()
-            _smoke_test(attend, problem, hardware)
+            _smoke_test(attend, choice.problem, hardware)
         except (ImportError, OSError, RuntimeError) as error:
-            refused.append(Rejection(name=backend.name, reason=f"{type(error).__name__}: {first_line(error)}"))
+            rejected.append(Rejection(name=backend.name, reason=f"{type(error).__name__}: {first_line(error)}"))
             continue
-        # Say why what was asked, or preferred, was passed over; not what stood behind the choice anyway.
-        decision = Decision(
-            topic=topic, asked=asked, chosen=backend.name, quality=backend.quality, rejected=tuple(refused)
-        )
-        return attend, decision
-    reasons = "; ".join(f"{item.name}: {item.reason}" for item in refused)
-    raise UnsupportedError(f"{topic} {asked!r} cannot run on {hardware.name}: {reasons}")
+        return attend, choice._decide(backend, rejected)
+    reasons = "; ".join(f"{item.name}: {item.reason}" for item in rejected)
+    raise UnsupportedError(f"{choice.topic} {choice.asked!r} cannot run on {hardware.name}: {reasons}")
 
 
 def first_line(error: BaseException) -> str:

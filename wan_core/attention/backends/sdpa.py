@@ -36,7 +36,9 @@ def _needs_cuda_half(problem: AttentionProblem, hardware: Hardware, least: tuple
     if not hardware.is_cuda:
         return "needs an NVIDIA GPU"
     if hardware.capability < least:
-        return f"needs compute capability {least[0]}.{least[1]}, this is {hardware.capability[0]}.{hardware.capability[1]}"
+        return (
+            f"needs compute capability {least[0]}.{least[1]}, this is {hardware.capability[0]}.{hardware.capability[1]}"
+        )
     if problem.dtype == "float32":
         return "needs bfloat16 or float16, the plan computes in float32"
     return None
@@ -76,7 +78,10 @@ BACKENDS = (
         name="flash", quality="exact", rejects=_rejects_flash, load=partial(_load, SDPBackend.FLASH_ATTENTION)
     ),
     AttentionBackend(
-        name="efficient", quality="exact", rejects=_rejects_efficient, load=partial(_load, SDPBackend.EFFICIENT_ATTENTION)
+        name="efficient",
+        quality="exact",
+        rejects=_rejects_efficient,
+        load=partial(_load, SDPBackend.EFFICIENT_ATTENTION),
     ),
     AttentionBackend(name="math", quality="exact", rejects=_rejects_math, load=partial(_load, SDPBackend.MATH)),
     # PyTorch's own choice: the fallback that refuses nothing.

@@ -1,0 +1,72 @@
+"""The rules of planning, one function per topic: what was asked, what this machine allows, what is best.
+
+Each returns the choice and the `Decision` that explains it; none loads anything. Rules that concern several features
+stand here and nowhere else.
+"""
+
+from .attention.backends import BACKENDS
+from .attention.interface import AttentionProblem, KernelChoice, survivors
+from .errors import UnsupportedError
+from .hardware import Hardware
+from .profiles import OptimizationProfile
+from .report import Decision
+
+# Below this many tokens one pass leaves the device idle and a batch of two is faster; above, batching gains nothing
+# and costs memory (at 32,760 tokens on one H200: 5.10 s a step sequential, 5.25 s batched, 2026-11-21).
+BATCHED_GUIDANCE_TOKENS = 16_384
+
+
+def choose_dtype(topic: str, asked: str, hardware: Hardware) -> tuple[str, Decision]:
+    """Dtype of weights and matrix products."""
+    if asked != "auto":
+        return asked, Decision(topic=topic, asked=asked, chosen=asked, reason="as asked")
+    if hardware.has_bfloat16:
+        chosen, reason = "bfloat16", "the released models' own dtype, native on this GPU"
+    elif hardware.is_cuda:
+        chosen, reason = "float16", f"compute capability {hardware.capability} has no native bfloat16"
+    else:
+        chosen, reason = "float32", "on a CPU float32 is as fast as bfloat16 and more exact"
+    return chosen, Decision(topic=topic, asked=asked, chosen=chosen, reason=reason)
+
+
+def choose_attention(
+    topic: str, asked: str, problem: AttentionProblem, hardware: Hardware, profile: OptimizationProfile
+) -> KernelChoice:
+    """Attention backends for one kind of attention; raises `UnsupportedError` where a strict profile cannot be kept."""
+    choice = survivors(topic, asked, problem, hardware, BACKENDS, ceiling=profile.quality)
+    if profile.on_unsupported == "error" and asked not in ("auto", *choice.names[:1]):
+        reason = next(item.reason for item in choice.rejected if item.name == asked)
+        raise UnsupportedError(f"{topic} {asked!r} cannot run here: {reason}; {choice.names[0]!r} can")
+    return choice
+
+
+def choose_guidance(asked: str, num_tokens: int) -> tuple[str, Decision]:
+    """How the two passes of guidance run."""
+    if asked != "auto":
+        chosen, reason = asked, "as asked"
+    elif num_tokens < BATCHED_GUIDANCE_TOKENS:
+        chosen, reason = "batched", f"{num_tokens:,} tokens do not fill the device with one pass"
+    else:
+        chosen, reason = "sequential", f"{num_tokens:,} tokens fill the device with one pass"
+    return chosen, Decision(topic="guidance passes", asked=asked, chosen=chosen, reason=reason)
+
+
+def choose_compile(asked: str, hardware: Hardware, profile: OptimizationProfile) -> tuple[str, Decision]:
+    """Whether blocks are compiled."""
+    reason = None
+    if asked != "off" and not hardware.is_cuda:
+        reason = "compiling pays on an NVIDIA GPU only"
+    elif asked != "off" and hardware.library("triton") is None:
+        reason = "Triton is not installed"
+    if reason is None:
+        return asked, Decision(topic="compile", asked=asked, chosen=asked)
+    if profile.on_unsupported == "error":
+        raise UnsupportedError(f"compile {asked!r} cannot run here: {reason}; use 'off'")
+    return "off", Decision(topic="compile", asked=asked, chosen="off", reason=reason)
+
+
+def choose_tf32(asked: str, hardware: Hardware) -> tuple[str, Decision]:
+    """Whether float32 products on CUDA may use TF32."""
+    if asked == "on" and not hardware.is_cuda:
+        return "off", Decision(topic="TF32", asked=asked, chosen="off", reason="needs an NVIDIA GPU")
+    return asked, Decision(topic="TF32", asked=asked, chosen=asked)

@@ -1,0 +1,119 @@
+"""The built parts of a pipeline: experts, text encoder and VAE, each with its weights, its place and its decisions.
+
+They hold no profile and no request. What is specific to a run (conditioning, schedule, hooks) is passed in and dies
+with the run, so that a component can be used again after an interrupt or an error without a reset.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .errors import InputError, Interrupted
+from .hooks import RunHooks
+from .models.t5 import Umt5Encoder, encode_prompts
+from .models.tokenizer import Tokenizer
+from .models.transformer import WanTransformer
+from .models.vae21 import WanVae
+from .models.vae_tiling import Tile, decode_tiled_chunks
+from .offload import Residency, Weights
+from .report import Decision
+from .specs import Expert, TransformerSpec
+
+_CACHED_PROMPTS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """Both transformers, built from one plan. `residency.activate(expert)` brings one to the device."""
+
+    spec: TransformerSpec
+    transformers: Mapping[Expert, WanTransformer]
+    weights: Mapping[Expert, Weights]
+    residency: Residency
+    decisions: tuple[Decision, ...]
+    key: str
+
+
+class TextEncoder:
+    """Prompts to embeddings (B, 512, D), float32 on the host; positions past a prompt's end are zero."""
+
+    def __init__(self, weights: Weights, tokenizer: Tokenizer, decisions: Sequence[Decision]) -> None:
+        self.weights = weights
+        self.tokenizer = tokenizer
+        self.decisions = tuple(decisions)
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+
+    @property
+    def dim(self) -> int:
+        return self._encoder.spec.dim
+
+    @property
+    def _encoder(self) -> Umt5Encoder:
+        return self.weights.module
+
+    def is_cached(self, prompts: Sequence[str]) -> bool:
+        """Whether encoding these prompts needs no weights."""
+        return all(prompt in self._cache for prompt in prompts)
+
+    def encode(self, prompts: Sequence[str], hooks: RunHooks) -> Tensor:
+        """Embeddings of the prompts, in their order; equal prompts are encoded once."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+        if missing:
+            self.weights.to_device(lambda done, total: hooks.on_load("text encoder", done, total))
+            with torch.inference_mode():
+                encoded = encode_prompts(self._encoder, self.tokenizer, missing)
+            # A copy made outside inference mode is an ordinary tensor that the host may do anything with.
+            self._cache.update(zip(missing, encoded.float().cpu().clone(), strict=True))
+        result = torch.stack([self._cache[prompt] for prompt in prompts])
+        for prompt in prompts:
+            self._cache.move_to_end(prompt)
+        while len(self._cache) > _CACHED_PROMPTS:
+            self._cache.popitem(last=False)
+        return result
+
+
+class Vae:
+    """Latents in raw VAE space (B, 16, T, H, W) to video (B, 3, F, 8H, 8W) in [-1, 1], and back."""
+
+    def __init__(self, weights: Weights, decisions: Sequence[Decision]) -> None:
+        self.weights = weights
+        self.decisions = tuple(decisions)
+
+    @property
+    def _vae(self) -> WanVae:
+        return self.weights.module
+
+    def decode_chunks(self, latent: Tensor, tile: Tile | None, hooks: RunHooks) -> Iterator[Tensor]:
+        """Frames as they are decoded: one, then four for every further latent frame, on the device."""
+        self.weights.to_device(lambda done, total: hooks.on_load("VAE", done, total))
+        latent = latent.to(self.weights.device, self.weights.dtype)
+        chunks = self._vae.decode_chunks(latent) if tile is None else decode_tiled_chunks(self._vae, latent, tile)
+        total = latent.shape[2]
+        for done in range(1, total + 1):
+            if hooks.should_stop():
+                raise Interrupted("stopped between two latent frames of the decode")
+            with torch.inference_mode():
+                chunk = next(chunks)
+            yield chunk
+            hooks.on_chunk(done, total)
+
+    def encode(self, video: Tensor, hooks: RunHooks) -> Tensor:
+        """Latent (B, 16, T, H, W) in raw VAE space, float32 on the host."""
+        if video.shape[-1] % 16 or video.shape[-2] % 16:
+            raise InputError(
+                f"video is {video.shape[-1]}x{video.shape[-2]}, expected multiples of 16; the nearest is "
+                f"{max(video.shape[-1] // 16, 1) * 16}x{max(video.shape[-2] // 16, 1) * 16}"
+            )
+        self.weights.to_device(lambda done, total: hooks.on_load("VAE", done, total))
+        with torch.inference_mode():
+            latent = self._vae.encode(video.to(self.weights.device, self.weights.dtype))
+        return latent.float().cpu().clone()
+
+
+def frames_last(chunk: Tensor) -> Tensor:
+    """Video (B, 3, T, H, W) in [-1, 1] as float32 frames (B T, H, W, 3) in [0, 1], the host's IMAGE form."""
+    return rearrange(chunk.float().add(1.0).mul(0.5).clamp(0.0, 1.0), "B C T H W -> (B T) H W C")

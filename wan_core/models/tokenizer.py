@@ -1,0 +1,103 @@
+"""Prompt -> token ids of UMT5, by sentencepiece.
+
+The vocabulary is a sentencepiece model: `spiece.model` of a tokenizer folder, or the bytes of the `spiece_model` tensor
+in ComfyUI's text encoder files. Ids follow T5: padding 0, end of sequence 1, which closes every prompt.
+
+Prompts are cleaned as the reference does it: ftfy, HTML entities twice, whitespace runs to one space. ftfy is optional,
+since it changes nothing in text that was never mis-decoded; `Tokenizer.cleaning` says whether it took part.
+Control pieces written out in a prompt ("</s>") are text here, not control.
+"""
+
+import html
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+PAD_ID = 0
+EOS_ID = 1
+MAX_TOKENS = 512
+
+# Where a tokenizer folder, an official checkpoint folder and a diffusers folder keep the model.
+_PLACES = ("spiece.model", "google/umt5-xxl/spiece.model", "tokenizer/spiece.model")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Ids of one prompt, the end of sequence included, and how many did not fit."""
+
+    ids: tuple[int, ...]
+    num_dropped: int = 0
+
+
+class Tokenizer:
+    """UMT5's tokenizer. `cleaning` says in words how prompts are cleaned on this machine."""
+
+    def __init__(self, processor: "SentencePieceProcessor") -> None:
+        self._processor = processor
+        self._fix, self.cleaning = _text_fixer()
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Tokenizer":
+        """From a `spiece.model`, or a folder that holds one in one of the usual places."""
+        path = Path(path)
+        candidates = [path / place for place in _PLACES] if path.is_dir() else [path]
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if found is None:
+            looked = " or ".join(_PLACES) if path.is_dir() else "a spiece.model file"
+            raise CheckpointError(f"No tokenizer at {path}: expected {looked}.")
+        return cls(_load(found.read_bytes(), str(found)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Tokenizer":
+        """From the content of a `spiece.model`."""
+        return cls(_load(data, "the spiece_model inside the text encoder file"))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._processor.vocab_size()
+
+    def encode(self, text: str, max_tokens: int = MAX_TOKENS) -> Tokens:
+        """At most `max_tokens` ids, the last of them the end of sequence."""
+        ids = self._processor.encode(self.clean(text), add_bos=False, add_eos=False)
+        kept = ids[: max_tokens - 1]
+        return Tokens((*kept, EOS_ID), num_dropped=len(ids) - len(kept))
+
+    def clean(self, text: str) -> str:
+        text = html.unescape(html.unescape(self._fix(text)))
+        return re.sub(r"\s+", " ", text).strip()
+
+
+def _load(data: bytes, origin: str) -> "SentencePieceProcessor":
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as error:
+        raise InputError(
+            f"Prompts need the package sentencepiece, which this Python cannot import ({error}): "
+            f"install it with `pip install sentencepiece`."
+        ) from error
+    try:
+        processor = SentencePieceProcessor(model_proto=data)
+    except RuntimeError as error:
+        raise CheckpointError(f"{origin} is no sentencepiece model, or is damaged ({len(data)} bytes).") from error
+    if (processor.pad_id(), processor.eos_id()) != (PAD_ID, EOS_ID):
+        raise CheckpointError(
+            f"{origin} is not a T5 tokenizer: its padding and end-of-sequence ids are "
+            f"{processor.pad_id()} and {processor.eos_id()}, expected {PAD_ID} and {EOS_ID}."
+        )
+    return processor
+
+
+def _text_fixer() -> tuple[Callable[[str], str], str]:
+    """ftfy's repair of mis-decoded text if it is installed, and what to say about it."""
+    try:
+        from ftfy import fix_text
+    except ImportError:
+        return str, "HTML entities and whitespace; ftfy is not installed, so mis-decoded characters stay as they are"
+    return fix_text, "ftfy, HTML entities and whitespace"

@@ -1,0 +1,327 @@
+"""From what is asked to what will run: `resolve` is pure, needs no GPU and explains every choice.
+
+It asks each option "can you run this?" and loads nothing; `build` does that, and what fails there is passed over with
+its reason in the report. Placement is decided last, because it depends on all the other choices.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from .attention.interface import AttentionProblem, KernelChoice
+from .choices import choose_attention, choose_compile, choose_dtype, choose_guidance, choose_tf32
+from .errors import OutOfMemoryError
+from .hardware import Hardware
+from .models.vae_tiling import Tile, decode_bytes, default_tile
+from .predict import (
+    DTYPE_BYTES,
+    RESERVED_BYTES,
+    ForwardShape,
+    decode_seconds,
+    expert_bytes,
+    forward_bytes,
+    forward_seconds,
+    text_context_bytes,
+    text_encoder_bytes,
+)
+from .profiles import PRESETS, OptimizationProfile
+from .recipes import SampleRequest, disagreements
+from .report import Decision, Rejection
+from .sampling.experts import split
+from .sampling.schedule import Schedule, for_request
+from .specs import Expert, TextEncoderSpec, TransformerSpec, VaeSpec, video_frames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is to be computed: the latent (T, H, W), the number of videos in the batch, and the request."""
+
+    request: SampleRequest
+    latent_size: tuple[int, int, int]
+    batch: int = 1
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any step needs an unconditional pass."""
+        return any(self.request.recipe.guidance(expert) != 1.0 for expert in Expert)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsBinding:
+    """Everything `build` binds into the experts; equal keys need no new build."""
+
+    device: str
+    dtype: str
+    residual: str
+    attention: KernelChoice
+    cross_attention: KernelChoice
+    compile_mode: str
+    offload: str
+    on_unsupported: str
+
+    @property
+    def key(self) -> str:
+        """Hash of what is bound. The size of the video is no part of it."""
+        parts = (self.device, self.dtype, self.residual, self.attention.names, self.cross_attention.names,
+                 self.compile_mode, self.offload)  # fmt: skip
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionPlan:
+    """How the experts will run, with a reason for each choice. Bytes are device memory; seconds are estimates."""
+
+    workload: Workload
+    schedule: Schedule
+    split: tuple[Expert, ...]
+    binding: ExpertsBinding
+    guidance: str
+    tf32: str
+    weight_bytes: int
+    activation_bytes: int
+    step_flops: tuple[tuple[Expert, float], ...]
+    step_seconds: tuple[tuple[Expert, float], ...]
+    decisions: tuple[Decision, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        return self.binding.key
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.weight_bytes + self.activation_bytes
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated time of all steps, without loading and switching."""
+        per_step = dict(self.step_seconds)
+        return sum(per_step[expert] for expert in self.split) if per_step else None
+
+    def describe_split(self) -> str:
+        """For example "26 high + 14 low, switch at timestep 875 (step 27 of 40)"."""
+        num_high = self.split.count(Expert.HIGH)
+        text = f"{num_high} high + {len(self.split) - num_high} low"
+        if 0 < num_high < len(self.split):
+            boundary = self.workload.request.recipe.boundary * 1000
+            text += f", switch below timestep {boundary:g} (step {num_high + 1} of {len(self.split)})"
+        return text
+
+    def to_text(self) -> str:
+        """The plan for people: warnings, the split, the choices, the predictions."""
+        lines = [f"! {warning}" for warning in self.warnings]
+        lines += [f"experts: {self.describe_split()}", *map(str, self.decisions)]
+        for expert, seconds in self.step_seconds:
+            lines.append(f"{expert.value} noise: about {seconds:.3g} s/step (estimate from the measured matmul rate)")
+        lines.append(
+            f"sampling: at most {self.peak_bytes / 2**30:.2f} GiB on {self.binding.device}, "
+            f"{self.weight_bytes / 2**30:.2f} of it weights (estimate)"
+        )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentPlan:
+    """Where and in which dtype the text encoder or the VAE runs; `tile` is `None` for whole frames."""
+
+    device: str
+    dtype: str
+    peak_bytes: int
+    decisions: tuple[Decision, ...]
+    seconds: float | None = None
+    tile: Tile | None = None
+
+    def to_text(self) -> str:
+        seconds = "" if self.seconds is None else f", about {self.seconds:.3g} s"
+        lines = [*map(str, self.decisions), f"at most {self.peak_bytes / 2**30:.2f} GiB{seconds} (estimate)"]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Forward:
+    """The choices that fix the shape of a forward, and what it needs beside the weights."""
+
+    shape: ForwardShape
+    guidance: str
+    activation_bytes: int
+    dtype_decision: Decision
+    guidance_decision: Decision
+
+
+def _forward(profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload) -> _Forward:
+    dtype, dtype_decision = choose_dtype("precision", profile.precision.weights, hardware)
+    guidance, guidance_decision = choose_guidance(profile.guidance.execution, spec.num_tokens(workload.latent_size))
+    shape = ForwardShape(
+        latent_size=workload.latent_size,
+        batch=workload.batch * (2 if guidance == "batched" and workload.is_guided else 1),
+        dtype=dtype,
+        residual=dtype if profile.precision.residual == "weights" else "float32",
+    )
+    num_prompts = workload.batch * (2 if workload.is_guided else 1)
+    return _Forward(
+        shape=shape,
+        guidance=guidance,
+        activation_bytes=forward_bytes(spec, shape) + text_context_bytes(spec, num_prompts, dtype) + RESERVED_BYTES,
+        dtype_decision=dtype_decision,
+        guidance_decision=guidance_decision,
+    )
+
+
+def resolve(
+    profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload
+) -> ExecutionPlan:
+    """Decide how the experts run. `hardware.free_memory` counts what our own weights would give back as free.
+
+    Raises `InputError` for a request that makes no sense, `UnsupportedError` where a strict profile cannot be kept and
+    `OutOfMemoryError` where nothing fits, each in one sentence.
+    """
+    schedule = for_request(workload.request)
+    experts = split(schedule, workload.request.recipe.boundary)
+    forward = _forward(profile, hardware, spec, workload)
+    shape = forward.shape
+    num_tokens = spec.num_tokens(workload.latent_size)
+    problem = AttentionProblem(
+        batch=shape.batch, q_len=num_tokens, kv_len=num_tokens, num_heads=spec.num_heads, head_dim=spec.head_dim,
+        dtype=shape.dtype,
+    )  # fmt: skip
+    attention = choose_attention("self attention", profile.attention.backend, problem, hardware, profile)
+    cross = choose_attention(
+        "cross attention", profile.attention.cross, replace(problem, kv_len=spec.text_len), hardware, profile
+    )
+    compile_mode, compile_decision = choose_compile(profile.compile.mode, hardware, profile)
+    tf32, tf32_decision = choose_tf32(profile.precision.tf32, hardware)
+    offload, weight_bytes, offload_decision = _place(profile, hardware, spec, workload, forward)
+    return ExecutionPlan(
+        workload=workload,
+        schedule=schedule,
+        split=experts,
+        binding=ExpertsBinding(
+            device=hardware.device,
+            dtype=shape.dtype,
+            residual=shape.residual,
+            attention=attention,
+            cross_attention=cross,
+            compile_mode=compile_mode,
+            offload=offload,
+            on_unsupported=profile.on_unsupported,
+        ),
+        guidance=forward.guidance,
+        tf32=tf32,
+        weight_bytes=weight_bytes,
+        activation_bytes=forward.activation_bytes,
+        step_flops=_per_expert(experts, workload, spec.forward_flops(workload.latent_size, workload.batch).total),
+        step_seconds=_step_seconds(experts, workload, spec, replace(shape, batch=workload.batch), hardware),
+        decisions=(
+            forward.dtype_decision,
+            attention.decision,
+            cross.decision,
+            forward.guidance_decision,
+            compile_decision,
+            tf32_decision,
+            offload_decision,
+        ),  # fmt: skip
+        warnings=tuple(disagreements(workload.request.recipe)),
+    )
+
+
+def resolve_text(profile: OptimizationProfile, hardware: Hardware, spec: TextEncoderSpec) -> ComponentPlan:
+    """Decide how the text encoder runs: on the device where its weights fit, else on the host."""
+    dtype, dtype_decision = choose_dtype("text encoder precision", profile.precision.weights, hardware)
+    needed = text_encoder_bytes(spec, dtype) + RESERVED_BYTES
+    if hardware.is_cuda and needed > hardware.free_memory:
+        reason = f"{_gib(needed)} do not fit in the {_gib(hardware.free_memory)} free on {hardware.device}"
+        place = Decision(topic="text encoder", asked="auto", chosen="cpu", reason=reason)
+        return ComponentPlan(
+            device="cpu", dtype="float32", peak_bytes=text_encoder_bytes(spec, "float32"), decisions=(place,)
+        )
+    place = Decision(topic="text encoder", asked="auto", chosen=hardware.device)
+    return ComponentPlan(device=hardware.device, dtype=dtype, peak_bytes=needed, decisions=(place, dtype_decision))
+
+
+def resolve_decode(
+    profile: OptimizationProfile, hardware: Hardware, spec: VaeSpec, latent_size: tuple[int, int, int]
+) -> ComponentPlan:
+    """Decide how the VAE runs on a latent (T, H, W): whole frames where they fit, else in tiles."""
+    dtype, dtype_decision = choose_dtype("VAE precision", profile.vae.precision, hardware)
+    whole = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], None) + RESERVED_BYTES
+    tile, peak, reason = None, whole, ""
+    if profile.vae.tiling == "on" or (profile.vae.tiling == "auto" and whole > hardware.free_memory):
+        tile = default_tile(spec, latent_size, DTYPE_BYTES[dtype], hardware.free_memory - RESERVED_BYTES)
+        peak = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], tile) + RESERVED_BYTES
+        reason = f"whole frames need {_gib(whole)}, {_gib(hardware.free_memory)} are free"
+    tiling = Decision(
+        topic="VAE decode", asked="auto", chosen="whole frames" if tile is None else f"tiles {tile}", reason=reason
+    )
+    rate = hardware.rate(dtype)
+    return ComponentPlan(
+        device=hardware.device,
+        dtype=dtype,
+        peak_bytes=peak,
+        tile=tile,
+        decisions=(dtype_decision, tiling),
+        seconds=None if rate is None else decode_seconds(spec, latent_size, rate),
+    )
+
+
+def _place(
+    profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload, forward: _Forward
+) -> tuple[str, int, Decision]:
+    """Placement of the experts: (policy, bytes of weights on the device, decision)."""
+    asked = profile.offload.policy
+    needed = _weight_bytes(spec, forward.shape.dtype, hardware, asked)
+    rejected = []
+    for policy, weight_bytes in needed.items():
+        total = weight_bytes + forward.activation_bytes
+        short = total - hardware.free_memory
+        if short <= 0:
+            reason = f"{_gib(total)} of the {_gib(hardware.free_memory)} free"
+            decision = Decision(topic="placement", asked=asked, chosen=policy, reason=reason, rejected=tuple(rejected))
+            return policy, weight_bytes, decision
+        rejected.append(Rejection(name=policy, reason=f"{_gib(short)} short"))
+    raise OutOfMemoryError(
+        f"this run needs {_gib(total)} on {hardware.device} with placement {policy!r}, {_gib(short)} more than the "
+        f"{_gib(hardware.free_memory)} that are free; {_what_would_fit(profile, hardware, spec, workload)}"
+    )
+
+
+def _weight_bytes(spec: TransformerSpec, dtype: str, hardware: Hardware, asked: str) -> dict[str, int]:
+    """Bytes of weights on the device by placement policy, in order of preference."""
+    one = expert_bytes(spec, dtype)
+    if not hardware.is_cuda:
+        return {"resident": 2 * one}  # on a CPU the host is the device: there is nowhere else to put the idle expert
+    policies = {"resident": 2 * one, "experts": one}
+    return policies if asked == "auto" else {asked: policies[asked]}
+
+
+def _what_would_fit(profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload) -> str:
+    """The preset that fits, else the longest video of this size that does."""
+    for name, candidate in PRESETS.items():
+        if name != profile.name and _fits(candidate, hardware, spec, workload):
+            return f"the profile {name!r} fits"
+    t, h, w = workload.latent_size
+    for shorter in range(t - 1, 0, -1):
+        if _fits(profile, hardware, spec, replace(workload, latent_size=(shorter, h, w))):
+            return f"{video_frames(shorter)} frames of this size fit"
+    return "no profile fits, not even one frame; free memory or use a smaller size"
+
+
+def _fits(profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload) -> bool:
+    forward = _forward(profile, hardware, spec, workload)
+    weights = _weight_bytes(spec, forward.shape.dtype, hardware, profile.offload.policy)
+    return min(weights.values()) + forward.activation_bytes <= hardware.free_memory
+
+
+def _per_expert(experts: tuple[Expert, ...], workload: Workload, one_pass: float) -> tuple[tuple[Expert, float], ...]:
+    """A cost of one forward, times the passes of each expert that runs."""
+    recipe = workload.request.recipe
+    return tuple((e, one_pass * (2 if recipe.guidance(e) != 1.0 else 1)) for e in Expert if e in experts)
+
+
+def _step_seconds(
+    experts: tuple[Expert, ...], workload: Workload, spec: TransformerSpec, shape: ForwardShape, hardware: Hardware
+) -> tuple[tuple[Expert, float], ...]:
+    rate = hardware.rate(shape.dtype)
+    return () if rate is None else _per_expert(experts, workload, forward_seconds(spec, shape, rate))
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"
