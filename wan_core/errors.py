@@ -21,5 +21,5 @@ class OutOfMemoryError(InputError):
     """A plan that does not fit; the sentence says how much is short and what would fit."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (it reports a wish, not an error)
     """The caller asked to stop. Raised between blocks, steps or chunks; nothing is left half done."""

@@ -8,10 +8,13 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from time import perf_counter
 
 import psutil
 import torch
+
+from .errors import UnsupportedError
 
 OPTIONAL_LIBRARIES = (
     "triton",
@@ -63,10 +66,13 @@ class Hardware:
 
     @classmethod
     def detect(cls, device: str | None = None, *, free_memory: int | None = None) -> "Hardware":
-        """Describe `device` (the first CUDA device, else the CPU). `free_memory` overrides what the driver says."""
-        device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+        """Describe `device` (the first CUDA device, else the CPU). `free_memory` overrides what the driver says.
+
+        Raises `UnsupportedError` for a device that this machine does not have.
+        """
+        device = _existing_device(device)
         host = psutil.virtual_memory()
-        name, capability = platform.processor() or platform.machine(), None
+        name, capability = _cpu_name(), None
         total, free = host.total, host.available
         if device.startswith("cuda"):
             name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
@@ -86,6 +92,28 @@ class Hardware:
             libraries=_installed_libraries(),
             tflops=_measured_rates(device),
         )
+
+
+def _existing_device(asked: str | None) -> str:
+    """`asked` as "cpu" or "cuda:N", if this machine has it; `None` stands for the best there is."""
+    present = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if asked is None:
+        return present[min(1, len(present) - 1)]
+    device = "cuda:0" if asked == "cuda" else asked
+    if device not in present:
+        raise UnsupportedError(f"device is {asked!r}, expected one that this machine has: {', '.join(present)}")
+    return device
+
+
+@cache
+def _cpu_name() -> str:
+    """Model name of the CPU where Linux tells it; `platform` knows only the architecture there."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @cache

@@ -1,197 +1,131 @@
-"""The public API: sample with built experts, or go from a prompt to a video with everything from one folder.
+"""The public API: everything of one model, from a prompt to a video.
 
-`sample` is what the ComfyUI node and the command line both call. It draws the noise, lets `sampling.loop` drive the
-solver, asks the residency for the expert that the schedule names, and returns the latent with the run's report.
+A pipeline is opened from files (headers only), planned per request, and built when something is first needed. What is
+built stays, so that a second video costs no loading, and is built anew only where a plan binds something else.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from time import perf_counter
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .components import Experts
-from .errors import InputError
+from .build import build_experts, build_text_encoder, build_vae
+from .checkpoint.experts import open_experts
+from .checkpoint.find import ModelFiles
+from .checkpoint.text_encoder import open_text_encoder
+from .checkpoint.vae import open_vae
+from .components import Experts, TextEncoder, Vae
 from .hardware import Hardware
-from .hooks import RunHooks, Silent, StepEvent
-from .measure import StepClock, measured_phase
-from .models.transformer import TextContext
-from .pacing import Pacer
-from .plan import ExecutionPlan
-from .precision import tf32
+from .hooks import RunHooks, Silent
+from .measure import measured_phase
+from .plan import ComponentPlan, ExecutionPlan, Workload, resolve, resolve_decode, resolve_text
+from .profiles import OptimizationProfile, preset
+from .recipes import SampleRequest, VideoSize
 from .report import Report
-from .sampling.guidance import GuidedVelocity
-from .sampling.loop import denoise
-from .sampling.noise import draw_noise, is_empty, mix, to_model_space, to_raw_space
-from .sampling.solvers import SOLVERS
-from .specs import Expert
+from .sample import Conditioning, SampleResult, sample
+from .specs import DEFAULT_NEGATIVE_PROMPT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conditioning:
-    """Text embeddings (B, L, D) of the prompt and of the negative prompt; B is 1 or the batch of the latent."""
+class RunPlan:
+    """The plans of all phases of one run."""
 
-    positive: Tensor
-    negative: Tensor | None
+    text: ComponentPlan
+    experts: ExecutionPlan
+    decode: ComponentPlan
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleResult:
-    """A latent (B, 16, T, H, W) in raw VAE space, float32 on the host, and what was done to get it."""
-
-    latent: Tensor
-    report: Report
+    def to_text(self) -> str:
+        return "\n".join((self.experts.to_text(), self.text.to_text(), self.decode.to_text()))
 
 
-def sample(
-    experts: Experts,
-    plan: ExecutionPlan,
-    conditioning: Conditioning,
-    latent: Tensor,
-    *,
-    hooks: RunHooks | None = None,
-    report: Report | None = None,
-) -> SampleResult:
-    """Run the plan's schedule on a latent (B, 16, T, H, W) in raw VAE space; an all-zero latent means pure noise.
+class WanPipeline:
+    """One model, ready for prompts."""
 
-    Raises `InputError` for shapes that do not fit the experts, before anything is loaded, and `Interrupted` when the
-    hooks ask to stop. Either way the experts can be used again at once.
-    """
-    hooks, report = hooks or Silent(), report or Report()
-    _check(experts, conditioning, latent)
-    run = _Run(experts, plan, conditioning, hooks)
-    device, split = plan.binding.device, plan.split
-    report.warnings += plan.warnings
-    report.decisions += _decisions(plan, experts)
-    report.flops_per_step.update({expert.value: flops for expert, flops in plan.step_flops})
-    with torch.inference_mode(), tf32(enabled=plan.tf32 == "on"):
-        try:
-            hooks.on_phase("load")
-            with measured_phase(report, "load", device):
-                run.switch_to(split[0])
-            hooks.on_phase("sample")
-            with measured_phase(report, "sample", device), Pacer(run.blocks(), hooks.should_stop):
-                denoised, clock = run.denoise(_start(plan, latent, device))
-            report.steps += clock.timings()
-        finally:
-            experts.residency.release()
-    if run.switch_seconds:
-        report.seconds["expert switch (within sample)"] = sum(run.switch_seconds)
-    # Copied outside inference mode: an ordinary tensor, which the host may do anything with.
-    return SampleResult(latent=to_raw_space(denoised).float().cpu().clone(), report=report)
+    def __init__(
+        self, files: ModelFiles, profile: OptimizationProfile | None = None, *, device: str | None = None
+    ) -> None:
+        """Read the headers of all files; raises `CheckpointError` for the first that is not what it should be."""
+        self.profile = profile or preset("auto")
+        self.pair = open_experts(files.high, files.low)
+        self._text_source = open_text_encoder(files.text_encoder, files.tokenizer)
+        self._vae_source = open_vae(files.vae)
+        self._device = device
+        self._experts: Experts | None = None
+        self._text: TextEncoder | None = None
+        self._vae: Vae | None = None
 
-
-class _Run:
-    """What lives for one run: the active expert and the conditioning as that expert sees it."""
-
-    def __init__(self, experts: Experts, plan: ExecutionPlan, conditioning: Conditioning, hooks: RunHooks) -> None:
-        self._experts = experts
-        self._plan = plan
-        self._conditioning = conditioning
-        self._hooks = hooks
-        self._active: Expert | None = None
-        self._velocity: GuidedVelocity | None = None
-        self.switch_seconds: list[float] = []
-
-    def blocks(self) -> Iterator[torch.nn.Module]:
-        for transformer in self._experts.transformers.values():
-            yield from transformer.blocks
-
-    def switch_to(self, expert: Expert) -> None:
-        """Make `expert` the one that runs: its weights on the device, its keys and values of the text."""
-        self._experts.residency.activate(expert, self._hooks.on_load)
-        transformer = self._experts.transformers[expert]
-        guided = self._plan.workload.request.recipe.guidance(expert) != 1.0
-        positive = self._context(transformer, self._conditioning.positive)
-        negative = self._context(transformer, self._conditioning.negative) if guided else None
-        self._velocity = GuidedVelocity(transformer, positive, negative, execution=self._plan.guidance)
-        self._active = expert
-
-    def denoise(self, latent: Tensor) -> tuple[Tensor, StepClock]:
-        """Run every step; returns the last latent in model space and the clock that timed the steps."""
-        plan, hooks = self._plan, self._hooks
-        clock = StepClock(plan.binding.device)
-        clock.mark(perf_counter())
-        schedule, solver = plan.schedule, SOLVERS[plan.workload.request.recipe.solver]
-        for step in denoise(self._predict, latent, schedule, solver):
-            expert = plan.split[step.index]
-            timestep = schedule.timesteps[step.index]
-            latent = step.latent
-            hooks.on_step(
-                StepEvent(
-                    index=step.index,
-                    num_steps=len(plan.split),
-                    expert=expert,
-                    sigma=schedule.sigmas[step.index],
-                    timestep=timestep,
-                    seconds=clock.step(step.index, expert.value, timestep, perf_counter()),
-                    denoised=step.denoised,
-                )
-            )
-        return latent, clock
-
-    def _predict(self, latent: Tensor, index: int) -> Tensor:
-        expert = self._plan.split[index]
-        if expert is not self._active:
-            start = perf_counter()
-            self.switch_to(expert)
-            self.switch_seconds.append(perf_counter() - start)
-        timestep = torch.full(
-            (latent.shape[0],), self._plan.schedule.timesteps[index], dtype=torch.float32, device=latent.device
+    def plan(self, request: SampleRequest, size: VideoSize, *, batch: int = 1) -> RunPlan:
+        """What a run would do; builds and loads nothing."""
+        hardware = self._hardware()
+        workload = Workload(request=request, latent_size=size.latent_size, batch=batch)
+        experts = resolve(self.profile, hardware, self.pair.spec, workload)
+        beside = replace(hardware, free_memory=max(hardware.free_memory - experts.weight_bytes, 0))
+        return RunPlan(
+            text=resolve_text(self.profile, hardware, self._text_source.spec),
+            experts=experts,
+            decode=resolve_decode(self.profile, beside, self._vae_source.spec, size.latent_size),
         )
-        return self._velocity(latent, timestep, self._plan.workload.request.recipe.guidance(expert))
 
-    def _context(self, transformer: torch.nn.Module, embeddings: Tensor) -> TextContext:
-        batch = self._plan.workload.batch
-        embeddings = embeddings.to(self._plan.binding.device)
-        return transformer.prepare_text(embeddings.expand(batch, -1, -1) if embeddings.shape[0] == 1 else embeddings)
+    def encode(
+        self, plan: RunPlan, prompt: str, negative: str = "", *, hooks: RunHooks | None = None, report: Report
+    ) -> Conditioning:
+        """Embeddings of both prompts; an empty negative prompt stands for the model's own."""
+        hooks = hooks or Silent()
+        hooks.on_phase("text")
+        text = self._text = self._text or build_text_encoder(plan.text, self._text_source)
+        with measured_phase(report, "text", plan.text.device):
+            positive, opposite = text.encode([prompt, negative or DEFAULT_NEGATIVE_PROMPT], hooks).split(1)
+            if plan.text.peak_bytes + plan.experts.peak_bytes > self._hardware().free_memory:
+                text.weights.drop()
+        report.decisions += text.decisions
+        report.warnings += text.notes(prompt, negative)
+        return Conditioning(positive=positive, negative=opposite)
+
+    def sample(
+        self,
+        plan: RunPlan,
+        conditioning: Conditioning,
+        latent: Tensor | None = None,
+        *,
+        hooks: RunHooks | None = None,
+        report: Report | None = None,
+    ) -> SampleResult:
+        """Sample a latent in raw VAE space, from pure noise where none is given."""
+        if self._experts is None or self._experts.key != plan.experts.key:
+            self._experts = build_experts(plan.experts.binding, self.pair, self._hardware())
+        workload = plan.experts.workload
+        if latent is None:
+            latent = torch.zeros(workload.batch, self.pair.spec.out_dim, *workload.latent_size)
+        return sample(self._experts, plan.experts, conditioning, latent, hooks=hooks, report=report)
+
+    def decode_chunks(self, plan: RunPlan, latent: Tensor, *, hooks: RunHooks | None = None) -> Iterator[Tensor]:
+        """Video chunks (B, 3, t, 8H, 8W) in [-1, 1] on the device, one frame and then four at a time."""
+        hooks = hooks or Silent()
+        hooks.on_phase("decode")
+        self._vae = self._vae or build_vae(plan.decode, self._vae_source)
+        self._make_room(plan.decode)
+        yield from self._vae.decode_chunks(latent, plan.decode.tile, hooks)
+
+    def _make_room(self, decode: ComponentPlan) -> None:
+        """Move idle experts to the host where the decode would not fit beside them."""
+        for weights in self._experts.weights.values() if self._experts else ():
+            if decode.device.startswith("cuda") and self._hardware(own=False).free_memory < decode.peak_bytes:
+                weights.to_host()
+
+    def _hardware(self, *, own: bool = True) -> Hardware:
+        """This machine; with `own`, memory that our own weights hold counts as free, since it is there to be reused."""
+        hardware = Hardware.detect(self._device)
+        held = [self._text.weights] if self._text else []
+        held += [self._vae.weights] if self._vae else []
+        held += self._experts.weights.values() if self._experts else []
+        reusable = sum(weights.bytes_on_device for weights in held) if own else 0
+        return replace(hardware, free_memory=hardware.free_memory + reusable)
 
 
-def _start(plan: ExecutionPlan, latent: Tensor, device: str) -> Tensor:
-    """The latent at the noise level of the first step, in model space, float32 on the device."""
-    request = plan.workload.request
-    empty = is_empty(latent)
-    clean = latent.to(device, torch.float32)
-    clean = clean if empty else to_model_space(clean)
-    if request.add_noise == "off":
-        return clean
-    noise = draw_noise(tuple(latent.shape), request.seed, device if request.noise_device == "device" else "cpu")
-    # The reference starts from pure noise although its first sigma is a little under 1; so does an empty latent here.
-    return noise.to(device) if empty else mix(clean, noise.to(device), plan.schedule.sigmas[0])
+def open_pipeline(folder: str | Path, profile: str = "auto", *, device: str | None = None) -> WanPipeline:
+    """The model in a folder (official or ComfyUI layout), run with a preset profile."""
+    from .checkpoint.find import find_model
 
-
-def _decisions(plan: ExecutionPlan, experts: Experts) -> list:
-    """The plan's decisions, with those that building changed in place of the planned ones."""
-    built = {decision.topic: decision for decision in experts.decisions}
-    return [built.get(decision.topic, decision) for decision in plan.decisions]
-
-
-def _check(experts: Experts, conditioning: Conditioning, latent: Tensor) -> None:
-    spec = experts.spec
-    if latent.ndim != 5 or latent.shape[1] != spec.out_dim:
-        hint = (
-            "; 48 channels are a Wan 2.2 VAE latent of the 5B model"
-            if latent.ndim == 5 and latent.shape[1] == 48
-            else ""
-        )
-        raise InputError(
-            f"latent has shape {tuple(latent.shape)}, expected (batch, {spec.out_dim}, frames, height / 8, width / 8){hint}"
-        )
-    if latent.shape[3] % 2 or latent.shape[4] % 2:
-        raise InputError(
-            f"latent is {latent.shape[4]}x{latent.shape[3]}, expected even sides (a video size in multiples of 16)"
-        )
-    for name, embeddings in (("positive", conditioning.positive), ("negative", conditioning.negative)):
-        if embeddings is None:
-            continue
-        if embeddings.ndim != 3 or embeddings.shape[2] != spec.text_dim:
-            raise InputError(
-                f"{name} conditioning has shape {tuple(embeddings.shape)}, expected (1, 512, {spec.text_dim}); "
-                "it must come from the text encoder that belongs to these experts"
-            )
-        if embeddings.shape[0] not in (1, latent.shape[0]):
-            raise InputError(
-                f"{name} conditioning holds {embeddings.shape[0]} prompts for {latent.shape[0]} videos, expected 1 or "
-                f"{latent.shape[0]}"
-            )
+    return WanPipeline(find_model(folder), preset(profile), device=device)

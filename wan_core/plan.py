@@ -156,11 +156,12 @@ def _forward(profile: OptimizationProfile, hardware: Hardware, spec: Transformer
         dtype=dtype,
         residual=dtype if profile.precision.residual == "weights" else "float32",
     )
-    num_prompts = workload.batch * (2 if workload.is_guided else 1)
+    # A batched pair of contexts stands beside the conditional one, which steps at guidance 1 use alone.
+    contexts = 1 if not workload.is_guided else 3 if guidance == "batched" else 2
     return _Forward(
         shape=shape,
         guidance=guidance,
-        activation_bytes=forward_bytes(spec, shape) + text_context_bytes(spec, num_prompts, dtype) + RESERVED_BYTES,
+        activation_bytes=forward_bytes(spec, shape) + text_context_bytes(spec, contexts * workload.batch, dtype) + RESERVED_BYTES,
         dtype_decision=dtype_decision,
         guidance_decision=guidance_decision,
     )

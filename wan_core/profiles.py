@@ -36,6 +36,11 @@ def check_choice(name: str, value: object, choices: tuple[Any, ...]) -> None:
     raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}{hint}")
 
 
+def changed_name(name: str) -> str:
+    """Name of a preset's changed copy; a copy of a copy keeps one mark."""
+    return f"{name.removesuffix(' (changed)')} (changed)"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec(Checked):
     """Attention kernels by name, or "auto"; cross attention (512 keys) is chosen separately."""
@@ -105,7 +110,7 @@ class OptimizationProfile(Checked):
     on_unsupported: Literal["fallback", "error"] = "fallback"
 
     def with_settings(self, settings: dict[str, str]) -> "OptimizationProfile":
-        """A copy with dotted settings replaced, for example {"attention.backend": "flash", "offload.policy": "experts"}.
+        """A copy with dotted settings replaced, for example {"attention.backend": "flash", "compile.mode": "off"}.
 
         Raises `InputError` for an unknown setting or value, naming the nearest valid one.
         """
@@ -117,7 +122,7 @@ class OptimizationProfile(Checked):
                 changed = replace(changed, **{part: replace(getattr(changed, part), **{leaf: value})})
             else:
                 changed = replace(changed, **{part: value})
-        return changed if changed == self else replace(changed, name=f"{self.name} (changed)")
+        return changed if changed == self else replace(changed, name=changed_name(self.name))
 
 
 def setting_names() -> list[str]:

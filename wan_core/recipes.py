@@ -4,15 +4,16 @@ A recipe never says how to run (that is a profile, `profiles.py`). The two share
 """
 
 from dataclasses import dataclass, replace
+from math import isfinite
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from .errors import InputError
-from .profiles import Checked, check_choice
+from .profiles import Checked, changed_name, check_choice
 from .specs import Expert, latent_frames
 
 SolverName = Literal["unipc", "dpm++", "euler"]
-SOLVERS: tuple[str, ...] = ("unipc", "dpm++", "euler")
+SOLVERS: tuple[str, ...] = get_args(SolverName)
 
 SIZE_STEP = 16
 FRAME_STEP = 4
@@ -38,10 +39,13 @@ class Recipe(Checked):
         if self.num_steps < 1:
             raise InputError(f"steps is {self.num_steps}, expected at least 1")
         if not 0.0 <= self.boundary <= 1.0:
-            near = min(max(self.boundary, 0.0), 1.0)
+            near = 1.0 if self.boundary > 1.0 else 0.0
             raise InputError(f"boundary is {self.boundary}, expected a fraction from 0 to 1; the nearest is {near:g}")
-        if not self.shift > 0.0:
+        if not (self.shift > 0.0 and isfinite(self.shift)):
             raise InputError(f"shift is {self.shift}, expected a number above 0 (official: 12)")
+        for expert in Expert:
+            if not isfinite(self.guidance(expert)):
+                raise InputError(f"{expert.value}-noise guidance is {self.guidance(expert)}, expected a finite number")
 
     def guidance(self, expert: Expert) -> float:
         return self.guidance_high if expert is Expert.HIGH else self.guidance_low
@@ -49,7 +53,7 @@ class Recipe(Checked):
     def with_changes(self, **changes: object) -> "Recipe":
         """A copy with the given fields replaced; `None` keeps the recipe's own value."""
         given = {name: value for name, value in changes.items() if value is not None and value != getattr(self, name)}
-        return replace(self, **given, name=f"{self.name} (changed)") if given else self
+        return replace(self, **given, name=changed_name(self.name)) if given else self
 
 
 def _recipe(name: str, num_steps: int, shift: float, provenance: str) -> Recipe:
@@ -156,7 +160,8 @@ class SampleRequest(Checked):
             levels = self.sigmas
             descending = all(a > b for a, b in zip(levels, levels[1:], strict=False))
             if len(levels) < 2 or not descending or levels[0] > 1.0 or levels[-1] < 0.0:
-                raise InputError("sigmas must be two or more noise levels, strictly descending, within 1 to 0")
+                shown = ", ".join(f"{level:g}" for level in levels[:8]) + (", ..." if len(levels) > 8 else "")
+                raise InputError(f"sigmas is ({shown}), expected two or more noise levels, descending, from 1 to 0")
 
 
 def disagreements(chosen: Recipe) -> list[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..specs import TextEncoderSpec
+from .layers import Linear, RmsNorm
 from .tokenizer import Tokenizer
 
 
@@ -30,7 +31,7 @@ class Umt5Encoder(nn.Module):
         self.spec = spec
         self.token_embedding = nn.Embedding(spec.vocab_size, spec.dim)
         self.blocks = nn.ModuleList(Umt5Block(spec) for _ in range(spec.num_layers))
-        self.norm = Umt5Norm(spec)
+        self.norm = RmsNorm(spec.dim, spec.eps)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids (B, L) int64, mask (B, L) bool, true at real tokens -> (B, L, dim) float32; rows of padding are noise."""
@@ -44,15 +45,14 @@ class Umt5Encoder(nn.Module):
 class Umt5Block(nn.Module):
     def __init__(self, spec: TextEncoderSpec) -> None:
         super().__init__()
-        self.norm1 = Umt5Norm(spec)
+        self.norm1 = RmsNorm(spec.dim, spec.eps)
         self.attn = Umt5Attention(spec)
-        self.norm2 = Umt5Norm(spec)
+        self.norm2 = RmsNorm(spec.dim, spec.eps)
         self.ffn = GatedFeedForward(spec)
         self.pos_embedding = RelativeBias(spec)
 
     def forward(self, x: Tensor, buckets: Tensor, mask: Tensor) -> Tensor:
-        bias = self.pos_embedding(buckets).masked_fill(~mask[:, None, None, :], _lowest(self.pos_embedding))
-        x = x + self.attn(self.norm1(x), bias)
+        x = x + self.attn(self.norm1(x), self.pos_embedding(buckets), mask)
         return x + self.ffn(self.norm2(x))
 
 
@@ -65,11 +65,13 @@ class Umt5Attention(nn.Module):
         self.v = Projection(spec.dim, spec.attention_dim)
         self.o = Projection(spec.attention_dim, spec.dim)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (
             rearrange(project(x), "B L (N H) -> B N L H", N=self.num_heads) for project in (self.q, self.k, self.v)
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0)
+        # The lowest finite number and not -inf: a row of nothing but padding must not become NaN.
+        bias = bias.to(q.dtype).masked_fill(~mask[:, None, None, :], torch.finfo(q.dtype).min)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
         return self.o(rearrange(out, "B N L H -> B L (N H)"))
 
 
@@ -95,26 +97,14 @@ class RelativeBias(nn.Module):
         return rearrange(self.embedding(buckets), "Q K N -> 1 N Q K")
 
 
-class Umt5Norm(nn.Module):
-    """RMS norm, computed and returned in float32."""
-
-    def __init__(self, spec: TextEncoderSpec) -> None:
-        super().__init__()
-        self.eps = spec.eps
-        self.weight = nn.Parameter(torch.ones(spec.dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.float(), self.eps)
-
-
-class Projection(nn.Linear):
-    """A linear layer without bias that takes its input in the weight's dtype."""
+class Projection(Linear):
+    """A linear layer without bias whose output is always finite."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return saturate(F.linear(x.to(self.weight.dtype), self.weight))
+        return saturate(super().forward(x))
 
 
 def saturate(x: Tensor) -> Tensor:
@@ -174,10 +164,7 @@ def check_vocabulary(spec: TextEncoderSpec, tokenizer: Tokenizer) -> None:
     """
     if not 0.95 * spec.vocab_size <= tokenizer.vocab_size <= spec.vocab_size:
         raise InputError(
-            f"The tokenizer has {tokenizer.vocab_size} pieces and the text encoder {spec.vocab_size} embeddings: "
-            f"they belong to different models; give the spiece.model that came with this text encoder."
+            f"the tokenizer has {tokenizer.vocab_size} pieces and the text encoder {spec.vocab_size} embeddings, so they "
+            f"belong to different models; expected the spiece.model that came with this text encoder"
         )
 
-
-def _lowest(bias: RelativeBias) -> float:
-    return torch.finfo(bias.embedding.weight.dtype).min

@@ -28,7 +28,7 @@ MAX_TOKENS = 512
 _PLACES = ("spiece.model", "google/umt5-xxl/spiece.model", "tokenizer/spiece.model")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
     """Ids of one prompt, the end of sequence included, and how many did not fit."""
 
@@ -51,7 +51,7 @@ class Tokenizer:
         found = next((candidate for candidate in candidates if candidate.is_file()), None)
         if found is None:
             looked = " or ".join(_PLACES) if path.is_dir() else "a spiece.model file"
-            raise CheckpointError(f"No tokenizer at {path}: expected {looked}.")
+            raise CheckpointError(f"no tokenizer at {path}, expected {looked}")
         return cls(_load(found.read_bytes(), str(found)))
 
     @classmethod
@@ -67,7 +67,7 @@ class Tokenizer:
         """At most `max_tokens` ids, the last of them the end of sequence."""
         ids = self._processor.encode(self.clean(text), add_bos=False, add_eos=False)
         kept = ids[: max_tokens - 1]
-        return Tokens((*kept, EOS_ID), num_dropped=len(ids) - len(kept))
+        return Tokens(ids=(*kept, EOS_ID), num_dropped=len(ids) - len(kept))
 
     def clean(self, text: str) -> str:
         text = html.unescape(html.unescape(self._fix(text)))
@@ -79,17 +79,17 @@ def _load(data: bytes, origin: str) -> "SentencePieceProcessor":
         from sentencepiece import SentencePieceProcessor
     except ImportError as error:
         raise InputError(
-            f"Prompts need the package sentencepiece, which this Python cannot import ({error}): "
-            f"install it with `pip install sentencepiece`."
+            f"prompts need the package sentencepiece, which this Python cannot import ({error}); install it with "
+            f"`pip install sentencepiece`"
         ) from error
     try:
         processor = SentencePieceProcessor(model_proto=data)
     except RuntimeError as error:
-        raise CheckpointError(f"{origin} is no sentencepiece model, or is damaged ({len(data)} bytes).") from error
+        raise CheckpointError(f"{origin} ({len(data)} bytes) is no sentencepiece model, or it is damaged") from error
     if (processor.pad_id(), processor.eos_id()) != (PAD_ID, EOS_ID):
         raise CheckpointError(
-            f"{origin} is not a T5 tokenizer: its padding and end-of-sequence ids are "
-            f"{processor.pad_id()} and {processor.eos_id()}, expected {PAD_ID} and {EOS_ID}."
+            f"{origin} is no T5 tokenizer: its ids of padding and end of sequence are {processor.pad_id()} and "
+            f"{processor.eos_id()}, expected {PAD_ID} and {EOS_ID}"
         )
     return processor
 

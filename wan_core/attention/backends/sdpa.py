@@ -1,8 +1,8 @@
 """PyTorch's own kernels behind `scaled_dot_product_attention`, each forced by name.
 
 Chosen one by one because PyTorch's default order is not the fastest everywhere: on one H200 at 75,600 tokens cuDNN
-reaches 546-573 TFLOP/s and torch's flash 363 (2026-11-21, torch 2.11). "math" is plain matrix products and a softmax
-in the input's dtype; it materialises the score matrix and is the yardstick on small problems.
+reaches 546-573 TFLOP/s and torch's flash 363 (2026-11-21, torch 2.11). "math" is plain matrix products and a softmax,
+in float32 also where the input is narrower; it materialises the score matrix and is the yardstick on small problems.
 """
 
 from functools import partial
@@ -59,12 +59,15 @@ def _rejects_flash(problem: AttentionProblem, hardware: Hardware) -> str | None:
 
 
 def _rejects_efficient(problem: AttentionProblem, hardware: Hardware) -> str | None:
-    return None if hardware.is_cuda else "needs an NVIDIA GPU"
+    if not hardware.is_cuda:
+        return "needs an NVIDIA GPU"
+    if problem.dtype == "bfloat16" and not hardware.has_bfloat16:
+        return "needs float16 or float32 below compute capability 8.0, the plan computes in bfloat16"
+    return None
 
 
 def _rejects_math(problem: AttentionProblem, hardware: Hardware) -> str | None:
-    width = 4 if problem.dtype == "float32" else 2
-    scores = problem.batch * problem.num_heads * problem.q_len * problem.kv_len * width
+    scores = problem.batch * problem.num_heads * problem.q_len * problem.kv_len * 4
     if scores > MATH_SCORE_BYTES:
         return f"its score matrix would take {scores / 2**30:.0f} GiB, over its limit of {MATH_SCORE_BYTES / 2**30:.0f}"
     return None

@@ -1,0 +1,19 @@
+"""Dimensions of the miniature: those of Wan 2.2 T2V-A14B in shape, small in size.
+
+What is kept: heads of width 128, 256 timestep features, 16 latent channels, a VAE of stride (4, 8, 8), 512 text tokens,
+UMT5's heads of width 64. What is chosen: sizes that give at most 16 MB per file and 48 MB in all in bfloat16 (experts
+14.2 MB each, VAE 11.1, text encoder 6.3 with its vocabulary).
+"""
+
+from wan_core.specs import TextEncoderSpec, TransformerSpec, VaeSpec
+
+TRANSFORMER = TransformerSpec(
+    dim=256, ffn_dim=768, num_heads=2, num_layers=7, in_dim=16, out_dim=16, text_dim=256
+)  # fmt: skip
+
+# A width of 24 would need 16.0 MB and break both limits; 20 is the widest that fits.
+VAE = VaeSpec(dim=20)
+
+TEXT_ENCODER = TextEncoderSpec(
+    vocab_size=1024, dim=256, attention_dim=256, ffn_dim=512, num_heads=4, num_layers=4
+)  # fmt: skip

@@ -1,0 +1,26 @@
+"""The nodes, V3 schema only. Each parses its widgets into typed values and makes one call into `wan_core`."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import decode, encode, explain, host, load, optimize, sample
+
+
+class WanVelocityExtension(ComfyExtension):
+    """Everything this pack adds to ComfyUI."""
+
+    async def on_load(self) -> None:
+        host.register_pack_models()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            load.LoadExperts,
+            optimize.OptimizationProfileNode,
+            load.LoadTextEncoder,
+            encode.EncodeText,
+            encode.EmptyLatent,
+            sample.MoeSampler,
+            load.LoadVae,
+            decode.DecodeLatent,
+            encode.EncodeVideo,
+            explain.ShowPlan,
+        ]

@@ -1,0 +1,63 @@
+"""Wan VAE Decode: a latent to images."""
+
+from comfy_api.latest import io
+from einops import rearrange
+from torch import Tensor, empty
+
+from ..wan_core.components import Vae, frames_last
+from ..wan_core.plan import ComponentPlan, resolve_decode
+from ..wan_core.profiles import OptimizationProfile, preset
+from ..wan_core.specs import video_frames
+from . import host
+from .handles import VaeHandle
+from .io_types import WanProfile, WanVae
+
+
+class DecodeLatent(io.ComfyNode):
+    """A latent to native IMAGE frames."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanVelocityDecode",
+            display_name="Wan VAE Decode",
+            category="Wan Velocity",
+            description="Decodes a latent to frames, chunk by chunk, in tiles where whole frames do not fit.",
+            search_aliases=["vae decode", "latent to video", "tiled decode"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="Video latent with 16 channels in raw VAE space."),
+                WanVae.Input("vae", tooltip="From Load Wan VAE."),
+                WanProfile.Input(
+                    "profile", optional=True, tooltip="Tiling and precision. Not connected: the preset auto."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="images", tooltip="Frames in 0 to 1; the videos of a batch one after the other."
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, latent: dict[str, Tensor], vae: VaeHandle, profile: OptimizationProfile | None = None
+    ) -> io.NodeOutput:
+        samples = host.latent_samples(latent)
+        plan = resolve_decode(profile or preset("auto"), host.hardware(), vae.source.spec, tuple(samples.shape[2:]))
+        hooks = host.NodeHooks(cls.hidden.unique_id)
+        with host.interruptible():
+            images = _decode(vae.ready(plan, hooks.on_load), samples, plan, hooks)
+        return io.NodeOutput(images)
+
+
+def _decode(vae: Vae, samples: Tensor, plan: ComponentPlan, hooks: host.NodeHooks) -> Tensor:
+    """Frames (B F, H, W, 3) in [0, 1], written to their place as they are decoded."""
+    batch, _, num_latent_frames, height, width = samples.shape
+    shape = (batch, video_frames(num_latent_frames), height * 8, width * 8, 3)
+    images, start = empty(shape, device=host.result_device()), 0
+    for chunk in vae.decode_chunks(samples, plan.tile, hooks):
+        end = start + chunk.shape[2]
+        images[:, start:end] = rearrange(frames_last(chunk), "(B T) H W C -> B T H W C", B=batch)
+        start = end
+    return rearrange(images, "B T H W C -> (B T) H W C")

@@ -1,0 +1,62 @@
+"""Wan Plan: what a run would do and cost, before it does."""
+
+from collections.abc import Mapping
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..wan_core.plan import Workload, resolve, resolve_decode, resolve_text
+from ..wan_core.profiles import OptimizationProfile, preset
+from ..wan_core.recipes import SampleRequest
+from . import host
+from .handles import ExpertsHandle, TextEncoderHandle, VaeHandle
+from .io_types import WanExperts, WanProfile, WanTextEncoder, WanVae
+from .sample import chosen_recipe, recipe_input
+
+
+class ShowPlan(io.ComfyNode):
+    """The plan of a run as text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanVelocityPlan",
+            display_name="Wan Plan",
+            category="Wan Velocity",
+            description="Says which steps each expert takes, what is chosen on this machine and why, and the predicted "
+            "time and memory. Loads no weights and samples nothing.",
+            search_aliases=["wan plan", "explain", "memory estimate", "time estimate", "expert split"],
+            inputs=[
+                WanExperts.Input("experts", tooltip="Both experts, from Load Wan Experts."),
+                io.Latent.Input("latent", tooltip="The latent that would be sampled; only its size matters."),
+                WanProfile.Input("profile", optional=True, tooltip="How to run. Not connected: the preset auto."),
+                WanTextEncoder.Input("text_encoder", optional=True, tooltip="Adds the text encoder to the plan."),
+                WanVae.Input("vae", optional=True, tooltip="Adds the decode to the plan."),
+                recipe_input(),
+            ],
+            outputs=[io.String.Output("plan")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        experts: ExpertsHandle,
+        latent: dict[str, Tensor],
+        recipe: Mapping[str, object],
+        profile: OptimizationProfile | None = None,
+        text_encoder: TextEncoderHandle | None = None,
+        vae: VaeHandle | None = None,
+    ) -> io.NodeOutput:
+        samples, profile, hardware = host.latent_samples(latent), profile or preset("auto"), host.hardware()
+        size = tuple(samples.shape[2:])
+        workload = Workload(
+            request=SampleRequest(recipe=chosen_recipe(recipe)), latent_size=size, batch=samples.shape[0]
+        )
+        plans = [resolve(profile, hardware, experts.pair.spec, workload)]
+        if text_encoder is not None:
+            plans.insert(0, resolve_text(profile, hardware, text_encoder.source.spec))
+        if vae is not None:
+            plans.append(resolve_decode(profile, hardware, vae.source.spec, size))
+        text = "\n\n".join(plan.to_text() for plan in plans)
+        return io.NodeOutput(text, ui=ui.PreviewText(text))

@@ -1,0 +1,109 @@
+"""What travels on our own sockets: opened models, built when a plan first needs them.
+
+Opening reads headers only. A handle keeps what it built for as long as the host keeps the handle in its cache, and
+builds anew only where a plan binds something else. `patcher` and `get_models` are what the host's RAM cache looks for.
+"""
+
+from collections.abc import Sequence
+
+from ..wan_core.build import build_experts, build_text_encoder, build_vae
+from ..wan_core.checkpoint.experts import ExpertPair
+from ..wan_core.checkpoint.text_encoder import TextEncoderSource
+from ..wan_core.checkpoint.vae import VaeSource
+from ..wan_core.components import Experts, TextEncoder, Vae
+from ..wan_core.hardware import Hardware
+from ..wan_core.plan import ComponentPlan, ExecutionPlan
+from .patcher import HostResidency, OnLoad, WeightsPatcher, bring_to_device
+
+
+class _Handle:
+    """The part that the host reads: the patchers of whatever is built."""
+
+    def __init__(self) -> None:
+        self._patchers: tuple[WeightsPatcher, ...] = ()
+
+    @property
+    def patcher(self) -> WeightsPatcher | None:
+        return self._patchers[0] if self._patchers else None
+
+    def get_models(self) -> list[WeightsPatcher]:
+        return list(self._patchers)
+
+
+class ExpertsHandle(_Handle):
+    """Both experts (socket WAN_EXPERTS)."""
+
+    def __init__(self, pair: ExpertPair) -> None:
+        super().__init__()
+        self.pair = pair
+        self._built: Experts | None = None
+
+    def build(self, plan: ExecutionPlan, hardware: Hardware) -> Experts:
+        """The experts as the plan binds them, ready to be activated under the host's memory management."""
+        if self._built is None or self._built.key != plan.key:
+            # The old weights go before new ones come.
+            self._built, self._patchers = None, ()
+            self._built = build_experts(
+                plan.binding,
+                self.pair,
+                hardware,
+                make_residency=lambda weights: HostResidency(weights, plan.binding.offload),
+            )
+            self._patchers = tuple(self._built.residency.patchers.values())
+        self._built.residency.reserve(plan.activation_bytes)
+        return self._built
+
+
+class _ComponentHandle(_Handle):
+    """The text encoder or the VAE: one module, rebuilt when its device or dtype changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._built: TextEncoder | Vae | None = None
+        self._binding: tuple[str, str] | None = None
+
+    def _component(self, plan: ComponentPlan) -> TextEncoder | Vae:
+        if self._binding != (plan.device, plan.dtype):
+            self._built, self._patchers = None, ()
+            self._built = self._build(plan)
+            self._patchers = (WeightsPatcher(self._built.weights),)
+            self._binding = (plan.device, plan.dtype)
+        return self._built
+
+    def _build(self, plan: ComponentPlan) -> TextEncoder | Vae:
+        raise NotImplementedError
+
+
+class TextEncoderHandle(_ComponentHandle):
+    """The text encoder (socket WAN_TEXT_ENCODER)."""
+
+    def __init__(self, source: TextEncoderSource) -> None:
+        super().__init__()
+        self.source = source
+
+    def ready(self, plan: ComponentPlan, prompts: Sequence[str], on_load: OnLoad) -> TextEncoder:
+        """The encoder, its weights on the device unless every prompt is remembered."""
+        encoder = self._component(plan)
+        if not encoder.is_cached(prompts):
+            bring_to_device({"text encoder": self.patcher}, plan.peak_bytes - encoder.weights.nbytes, on_load)
+        return encoder
+
+    def _build(self, plan: ComponentPlan) -> TextEncoder:
+        return build_text_encoder(plan, self.source)
+
+
+class VaeHandle(_ComponentHandle):
+    """The VAE (socket WAN_VAE)."""
+
+    def __init__(self, source: VaeSource) -> None:
+        super().__init__()
+        self.source = source
+
+    def ready(self, plan: ComponentPlan, on_load: OnLoad) -> Vae:
+        """The VAE with its weights on the device and room for what the plan needs beside them."""
+        vae = self._component(plan)
+        bring_to_device({"VAE": self.patcher}, plan.peak_bytes, on_load)
+        return vae
+
+    def _build(self, plan: ComponentPlan) -> Vae:
+        return build_vae(plan, self.source)

@@ -1,0 +1,166 @@
+"""The host adapter: everything our nodes ask of ComfyUI, apart from memory management (`patcher.py`).
+
+Files, device, progress, previews, interruption and the forms of native LATENT and CONDITIONING. No other file of the
+nodes imports comfy, folder_paths, latent_preview or server, so that another host needs another one of these.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import latent_preview
+import torch
+from server import PromptServer
+from torch import Tensor
+
+from ..wan_core.errors import InputError, Interrupted
+from ..wan_core.hardware import Hardware
+from ..wan_core.hooks import StepEvent
+from ..wan_core.specs import T2V_A14B
+from .patcher import available_bytes
+
+PACK_ROOT = Path(__file__).parent.parent
+MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae")
+LATENT_CHANNELS = T2V_A14B.latent_channels
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+
+
+def register_pack_models() -> None:
+    """Let every loader of the host, native ones included, see the models in the pack's own `models` folder."""
+    for kind in MODEL_FOLDERS:
+        if (folder := PACK_ROOT / "models" / kind).is_dir():
+            folder_paths.add_model_folder_path(kind, str(folder))
+
+
+def model_choices(kind: str) -> list[str]:
+    """Safetensors files of a model folder of the host, sorted; the shards of one model stand as their folder."""
+    names = [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
+    return sorted({str(Path(name).parent) if _SHARD.search(name) else name for name in names})
+
+
+def model_path(kind: str, name: str) -> Path:
+    """Where a choice of `model_choices` is."""
+    for folder in folder_paths.get_folder_paths(kind):
+        if (path := Path(folder, name)).exists():
+            return path
+    raise InputError(f"there is no {name!r} in the {kind} folders of this ComfyUI; choose another file or refresh")
+
+
+def hardware() -> Hardware:
+    """The device that the host computes on, with what it would evict for us counted as free."""
+    device = comfy.model_management.get_torch_device()
+    return Hardware.detect(str(device), free_memory=available_bytes(device))
+
+
+def result_device() -> torch.device:
+    """Where the host wants tensors between nodes."""
+    return comfy.model_management.intermediate_device()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn the core's `Interrupted` into the exception that the host raises for an interrupt."""
+    try:
+        yield
+    except Interrupted:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        raise
+
+
+def latent_samples(latent: dict[str, Tensor]) -> Tensor:
+    """The tensor (B, 16, T, H, W) of a LATENT; raises `InputError` for any other latent."""
+    samples = latent["samples"]
+    if samples.ndim != 5 or samples.shape[1] != LATENT_CHANNELS:
+        hint = "; 48 channels are a latent of the Wan 2.2 VAE, for the 5B model" if samples.shape[1] == 48 else ""
+        raise InputError(
+            f"the latent has shape {tuple(samples.shape)}, expected a video latent (batch, {LATENT_CHANNELS}, frames, "
+            f"height / 8, width / 8), such as Wan Empty Latent gives{hint}"
+        )
+    return samples
+
+
+def refuse_noise_mask(latent: dict[str, Tensor]) -> None:
+    """Raise `InputError` for a LATENT with a mask, which would otherwise be ignored without a word."""
+    if latent.get("noise_mask") is not None:
+        raise InputError("the latent carries a noise mask, which the Wan sampler does not apply; remove the mask")
+
+
+def embeddings(name: str, conditioning: list[tuple[Tensor, dict[str, object]]]) -> Tensor:
+    """The text embedding (B, L, D) of a CONDITIONING that holds nothing else.
+
+    Combined conditionings, areas, masks, ranges and the like change what a sampler does; ours refuses what it would
+    have to ignore.
+    """
+    if len(conditioning) != 1:
+        raise InputError(
+            f"{name} conditioning has {len(conditioning)} entries, expected one; a prompt in one text encode node, or "
+            "conditionings joined by averaging, is one entry"
+        )
+    tensor, options = conditioning[0]
+    extra = sorted(key for key, value in options.items() if key != "pooled_output" and value is not None)
+    if extra:
+        raise InputError(
+            f"{name} conditioning carries {', '.join(map(repr, extra))}, which the Wan sampler does not apply; connect "
+            "the text encoder without the node that adds it"
+        )
+    return tensor
+
+
+class NodeHooks:
+    """Progress bar, previews, remaining time and interruption of one running node."""
+
+    def __init__(self, node_id: str, *, previews: bool = False) -> None:
+        self._node_id = node_id
+        self._counted: str | None = None
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._previewer = None
+        self._seconds: list[float] = []
+        if previews:
+            device = comfy.model_management.get_torch_device()
+            self._previewer = latent_preview.get_previewer(device, comfy.latent_formats.Wan21())
+
+    def on_phase(self, name: str) -> None:
+        """Nothing to show: what a phase counts says more."""
+
+    def on_load(self, what: str, done: int, total: int) -> None:
+        if what != self._counted:
+            self.say(f"loading {what}, {total / 2**30:.3g} GiB")
+        self._advance(what, done, total)
+
+    def on_step(self, event: StepEvent) -> None:
+        self._seconds.append(event.seconds)
+        done, preview = event.index + 1, None
+        if self._previewer is not None:
+            # The first latent frame stands for one frame of video only; the middle shows what is going on.
+            middle = event.denoised.shape[2] // 2
+            frame = event.denoised[:1, :, middle : middle + 1]
+            preview = self._previewer.decode_latent_to_preview_image("JPEG", frame)
+        self.say(f"{event.expert.value} noise, {self._remaining(event.num_steps - done)}")
+        self._advance("steps", done, event.num_steps, preview)
+
+    def on_chunk(self, done: int, total: int) -> None:
+        self._advance("latent frames", done, total)
+
+    def should_stop(self) -> bool:
+        return comfy.model_management.processing_interrupted()
+
+    def _advance(self, what: str, done: int, total: int, preview: object = None) -> None:
+        if what != self._counted:
+            # The host's bar swallows a value below its last one, so each thing that is counted has a bar.
+            self._counted, self._bar = what, comfy.utils.ProgressBar(total, node_id=self._node_id)
+        self._bar.update_absolute(done, total, preview)
+
+    def _remaining(self, num_steps: int) -> str:
+        # The first step also pays for compilation and warm-up.
+        timed = self._seconds[1:] or self._seconds
+        per_step = sum(timed) / len(timed)
+        return f"{per_step:.3g} s/step, {num_steps * per_step:.0f} s left"
+
+    def say(self, text: str) -> None:
+        """Show a line of text on the node."""
+        PromptServer.instance.send_progress_text(text, self._node_id)

@@ -1,0 +1,95 @@
+"""Wan Optimization Profile: how to run. What to make is the sampler's recipe; the two share no field."""
+
+from types import MappingProxyType
+
+from comfy_api.latest import io
+
+from ..wan_core import profiles
+from ..wan_core.attention.backends import BACKEND_NAMES
+from .io_types import WanProfile
+
+# The value that keeps what the preset says.
+KEEP = "preset"
+
+# Widget id (permanent) -> (setting of the profile, tooltip).
+SETTINGS = MappingProxyType(
+    {
+        "attention": (
+            "attention.backend",
+            "Kernel of the self attention. auto takes the fastest within the quality ceiling that works here.",
+        ),
+        "cross_attention": ("attention.cross", "Kernel of the attention to the text (512 tokens)."),
+        "weights": (
+            "precision.weights",
+            "Dtype of the experts' weights and matrix products. auto: bfloat16 where the GPU computes it natively, "
+            "float32 on a CPU.",
+        ),
+        "residual": (
+            "precision.residual",
+            "Dtype of the stream between blocks: float32 as in the reference, or that of the weights.",
+        ),
+        "tf32": ("precision.tf32", "TF32 for what is left in float32, during the run only. Needs an NVIDIA GPU."),
+        "guidance": (
+            "guidance.execution",
+            "Conditional and unconditional pass in one batch or one after the other: same result, different memory.",
+        ),
+        "offload": (
+            "offload.policy",
+            "resident keeps both experts on the device; experts keeps the idle one in host memory.",
+        ),
+        "compile": ("compile.mode", "torch.compile of the transformer block; the first step of a new size is slow."),
+        "vae_tiling": ("vae.tiling", "Decode whole frames or overlapping tiles. auto: tiles where frames do not fit."),
+        "vae_precision": ("vae.precision", "Dtype of the VAE."),
+        "quality": (
+            "quality",
+            "The ceiling that auto never crosses: exact (same math), near (8-bit math, bounded error), lossy.",
+        ),
+        "on_unsupported": (
+            "on_unsupported",
+            "What happens when an option named here cannot run: fall back and say so in the report, or stop.",
+        ),
+    }
+)
+
+
+class OptimizationProfileNode(io.ComfyNode):
+    """A preset, and single settings that replace the preset's."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanVelocityProfile",
+            display_name="Wan Optimization Profile",
+            category="Wan Velocity",
+            description="How to run: a preset, with single settings changed where wanted. The sampler's report says "
+            "what was chosen for each and why.",
+            search_aliases=["wan profile", "wan speed", "attention backend", "low vram", "offload", "torch compile"],
+            inputs=[
+                io.Combo.Input(
+                    "preset",
+                    options=list(profiles.PRESETS),
+                    default="auto",
+                    tooltip="auto: chosen for this machine. reference: float32, the yardstick, slow. exact: compiled. "
+                    "80gb and cpu: for that much memory.",
+                ),
+                *(_combo(widget, setting, tooltip) for widget, (setting, tooltip) in SETTINGS.items()),
+            ],
+            outputs=[WanProfile.Output(display_name="profile")],
+        )
+
+    @classmethod
+    def execute(cls, preset: str, **widgets: str) -> io.NodeOutput:
+        changes = {SETTINGS[widget][0]: value for widget, value in widgets.items() if value != KEEP}
+        return io.NodeOutput(profiles.preset(preset).with_settings(changes))
+
+
+def _combo(widget: str, setting: str, tooltip: str) -> io.Combo.Input:
+    choices = profiles.setting_choices(setting) or ("auto", *BACKEND_NAMES)
+    return io.Combo.Input(
+        widget,
+        options=[KEEP, *choices],
+        default=KEEP,
+        tooltip=f"{tooltip} {KEEP}: what the preset says.",
+        optional=True,
+        advanced=True,
+    )

@@ -1,0 +1,58 @@
+"""What all suites share: invented machines, the switch for GPU tests, reproducible random examples."""
+
+from collections.abc import Callable
+
+import hypothesis
+import pytest
+import torch
+
+from wan_core.hardware import Hardware
+
+# The same examples on every machine and no time limit per example: the suite times whole tests (pytest-timeout).
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("suite")
+
+_GIB = 2**30
+_MACHINES = {
+    "cpu": {"device": "cpu", "name": "a CPU", "capability": None, "total": 24, "rates": {"float32": 0.1}},
+    "2080ti": {"device": "cuda:0", "name": "NVIDIA GeForce RTX 2080 Ti", "capability": (7, 5), "total": 11},
+    "a100": {"device": "cuda:0", "name": "NVIDIA A100-SXM4-80GB", "capability": (8, 0), "total": 80},
+    "h200": {
+        "device": "cuda:0",
+        "name": "NVIDIA H200",
+        "capability": (9, 0),
+        "total": 140,
+        "rates": {"bfloat16": 788.0, "float16": 780.0, "float32": 50.0},
+    },
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no NVIDIA card"))
+
+
+@pytest.fixture
+def machine() -> Callable[..., Hardware]:
+    """Invents a machine by name ("cpu", "2080ti", "a100", "h200"); `free_gib` and `libraries` may be given."""
+
+    def invent(name: str, *, free_gib: float | None = None, libraries: tuple[tuple[str, str], ...] = ()) -> Hardware:
+        facts = _MACHINES[name]
+        is_cuda = facts["device"] != "cpu"
+        return Hardware(
+            device=facts["device"],
+            name=facts["name"],
+            capability=facts["capability"],
+            total_memory=facts["total"] * _GIB,
+            free_memory=int((facts["total"] if free_gib is None else free_gib) * _GIB),
+            host_memory=64 * _GIB,
+            host_free_memory=48 * _GIB,
+            torch_version="2.13.0",
+            cuda_version="13.0" if is_cuda else None,
+            libraries=libraries,
+            tflops=tuple(facts.get("rates", {}).items()),
+        )
+
+    return invent

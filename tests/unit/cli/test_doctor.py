@@ -1,0 +1,83 @@
+"""`doctor`: every backend gets a verdict, every library a version or a word."""
+
+import json
+from argparse import ArgumentParser
+
+import pytest
+
+from wan_core.attention.backends import BACKEND_NAMES, BACKENDS
+from wan_core.attention.interface import AttentionBackend, AttentionProblem
+from wan_core.cli import doctor
+
+PROBLEM = AttentionProblem(batch=1, q_len=64, kv_len=64, num_heads=2, head_dim=8, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def diagnosis() -> doctor.Diagnosis:
+    return doctor.examine("cpu")
+
+
+def run(*arguments: str) -> int:
+    parser = ArgumentParser()
+    doctor.add_arguments(parser)
+    return doctor.run(parser.parse_args(arguments))
+
+
+def test_every_backend_has_a_verdict(diagnosis):
+    verdicts = {item.name: item.problem for item in diagnosis.attention}
+    assert tuple(verdicts) == BACKEND_NAMES
+    assert verdicts["sdpa"] is None
+    assert verdicts["cudnn"] == "needs an NVIDIA GPU"
+
+
+def test_text_says_what_is_usable_and_why_not(diagnosis):
+    text = doctor.to_text(diagnosis)
+    assert "  sdpa          usable (exact)" in text
+    assert "  cudnn         needs an NVIDIA GPU" in text
+    assert "without CUDA" in text or "CUDA 1" in text
+    assert "float32 matmul" in text
+    assert all(name in text for name in doctor.LIBRARIES)
+
+
+def test_missing_libraries_say_what_is_lost(diagnosis):
+    text = doctor.to_text(
+        doctor.Diagnosis(
+            system="",
+            python="",
+            hardware=diagnosis.hardware,
+            attention_shape="",
+            attention=(),
+            libraries={"av": None, "triton": None, "ftfy": "6.3.1"},
+        )  # fmt: skip
+    )
+    assert [line.split(maxsplit=1)[1] for line in text.splitlines()[-3:]] == [
+        "not installed: no MP4 files",
+        "not installed",
+        "6.3.1",
+    ]
+
+
+def test_json_holds_the_same(capsys, diagnosis):
+    assert run("--device", "cpu", "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [item["name"] for item in data["attention"]] == list(BACKEND_NAMES)
+    assert data["hardware"]["torch_version"] == diagnosis.hardware.torch_version
+    assert set(data["libraries"]) == set(doctor.LIBRARIES)
+
+
+def test_a_broken_vendor_costs_one_line(machine):
+    def load():
+        raise ImportError("undefined symbol\nand a page of dump")
+
+    broken = AttentionBackend(name="broken", quality="near", rejects=lambda problem, hardware: None, load=load)
+    verdict = doctor.judge(broken, (broken, *BACKENDS), PROBLEM, machine("cpu"))
+    assert verdict == doctor.BackendVerdict(name="broken", quality="near", problem="ImportError: undefined symbol")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("h200", "1x75600x40x128 bfloat16"), ("2080ti", "1x75600x40x128 float16"), ("cpu", "1x320x40x128 float32")],
+)
+def test_backends_are_asked_about_the_real_problem(machine, name, shape):
+    problem = doctor._attention_problem(machine(name))
+    assert f"{problem.batch}x{problem.q_len}x{problem.num_heads}x{problem.head_dim} {problem.dtype}" == shape

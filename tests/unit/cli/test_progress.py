@@ -1,0 +1,78 @@
+"""Progress in the terminal: bars with the time left, plain lines elsewhere."""
+
+import io
+
+import torch
+
+from wan_core.cli.progress import TerminalProgress
+from wan_core.hooks import RunHooks, StepEvent
+from wan_core.specs import Expert
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def step(index: int, num_steps: int = 4, seconds: float = 2.0, expert: Expert = Expert.HIGH) -> StepEvent:
+    return StepEvent(
+        index=index, num_steps=num_steps, expert=expert, sigma=0.9, timestep=900.4, seconds=seconds,
+        denoised=torch.zeros(1),
+    )  # fmt: skip
+
+
+def drive(hooks: RunHooks) -> None:
+    hooks.on_phase("load")
+    hooks.on_load("high-noise expert", 10 * 2**20, 20 * 2**20)
+    hooks.on_load("high-noise expert", 20 * 2**20, 20 * 2**20)
+    hooks.on_phase("sample")
+    hooks.on_step(step(0, seconds=4.0))
+    hooks.on_load("low-noise expert", 20 * 2**20, 20 * 2**20)
+    hooks.on_step(step(1, seconds=2.0, expert=Expert.LOW))
+    hooks.on_phase("decode")
+    hooks.on_chunk(1, 5)
+    hooks.on_chunk(5, 5)
+
+
+def test_lines_where_the_output_is_no_terminal():
+    stream = io.StringIO()
+    with TerminalProgress(4, stream) as progress:
+        drive(progress)
+    lines = stream.getvalue().splitlines()
+    assert [line.partition(" (after")[0] for line in lines] == [
+        "load",
+        "  high-noise expert: 20.0 MiB in place",
+        "sample",
+        "  step 1/4: high noise, timestep 900, 4.00 s, about 12 s left",
+        "  low-noise expert: 20.0 MiB in place",
+        "  step 2/4: low noise, timestep 900, 2.00 s, about 6 s left",
+        "decode",
+        "  5 latent frames",
+    ]
+
+
+def test_bars_in_a_terminal():
+    stream = Terminal()
+    with TerminalProgress(4, stream) as progress:
+        drive(progress)
+    text = stream.getvalue()
+    parts = ("load high-noise expert", "20.0M/20.0M", "0/4", "load low-noise", "2/4", "low noise, timestep 900", "5/5")
+    for part in parts:
+        assert part in text, part
+    assert text.count("sample:   0%") == 1, "the steps started anew when an expert was loaded between them"
+    assert text.endswith("\n"), "a bar was left open"
+
+
+def test_an_error_closes_the_bar():
+    stream = Terminal()
+    try:
+        with TerminalProgress(4, stream) as progress:
+            progress.on_step(step(0))
+            raise ValueError
+    except ValueError:
+        pass
+    assert stream.getvalue().endswith("\n")
+
+
+def test_the_terminal_never_asks_to_stop():
+    assert TerminalProgress(4, io.StringIO()).should_stop() is False

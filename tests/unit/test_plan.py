@@ -1,0 +1,183 @@
+"""Plans on machines that are not here: every choice, its reason, and what happens when nothing fits."""
+
+from dataclasses import replace
+
+import pytest
+
+from wan_core.errors import InputError, OutOfMemoryError, UnsupportedError
+from wan_core.hardware import Hardware
+from wan_core.plan import ExecutionPlan, Workload, resolve, resolve_decode, resolve_text
+from wan_core.profiles import OptimizationProfile, preset
+from wan_core.recipes import SampleRequest, VideoSize, recipe
+from wan_core.specs import T2V_A14B_TRANSFORMER, UMT5_XXL, WAN21_VAE, Expert
+
+GIB = 2**30
+H200 = Hardware(
+    device="cuda:0",
+    name="NVIDIA H200",
+    capability=(9, 0),
+    total_memory=140 * GIB,
+    free_memory=138 * GIB,
+    host_memory=128 * GIB,
+    host_free_memory=120 * GIB,
+    torch_version="2.11.0",
+    cuda_version="13.0",
+    libraries=(("triton", "3.6.0"),),
+    tflops=(("bfloat16", 788.0), ("float32", 50.0)),
+)
+A100_40GB = replace(H200, name="A100", capability=(8, 0), total_memory=40 * GIB, free_memory=39 * GIB)
+RTX_2080_TI = replace(H200, name="RTX 2080 Ti", capability=(7, 5), total_memory=11 * GIB, free_memory=10 * GIB)
+CPU = Hardware(
+    device="cpu",
+    name="cpu",
+    capability=None,
+    total_memory=24 * GIB,
+    free_memory=20 * GIB,
+    host_memory=24 * GIB,
+    host_free_memory=20 * GIB,
+    torch_version="2.13.0",
+    cuda_version=None,
+    tflops=(("float32", 0.1),),
+)
+HD = VideoSize(width=1280, height=720, num_frames=81)
+SMALL = VideoSize(width=832, height=480, num_frames=81)
+MINIATURE = replace(T2V_A14B_TRANSFORMER, dim=256, ffn_dim=768, num_heads=2, num_layers=7, text_dim=256)
+
+
+def workload(size: VideoSize = HD, **request: object) -> Workload:
+    return Workload(request=SampleRequest(recipe=recipe("official"), **request), latent_size=size.latent_size)
+
+
+def planned(profile: OptimizationProfile | str, hardware: Hardware, size: VideoSize = HD) -> ExecutionPlan:
+    profile = preset(profile) if isinstance(profile, str) else profile
+    return resolve(profile, hardware, T2V_A14B_TRANSFORMER, workload(size))
+
+
+def decision(plan: ExecutionPlan, topic: str):
+    return next(item for item in plan.decisions if item.topic == topic)
+
+
+def test_h200_keeps_both_experts_and_prefers_cudnn():
+    plan = planned("auto", H200)
+    assert (plan.binding.dtype, plan.binding.residual) == ("bfloat16", "float32")
+    assert plan.binding.attention.names[0] == "cudnn"
+    assert plan.binding.offload == "resident"
+    assert plan.guidance == "sequential"
+    assert plan.split.count(Expert.HIGH) == 26 and plan.split.count(Expert.LOW) == 14
+    assert "26 high + 14 low" in plan.to_text()
+
+
+def test_predicted_weights_match_the_checkpoint():
+    # 28.6 GB per expert in bfloat16, and a little more for what stays in float32.
+    assert 57.1e9 < planned("auto", H200).weight_bytes < 58.5e9
+
+
+def test_step_flops_are_those_of_the_table():
+    plan = planned("auto", H200)
+    assert dict(plan.step_flops)[Expert.HIGH] == pytest.approx(13.04e15, rel=2e-3)
+
+
+def test_guidance_one_halves_the_step():
+    chosen = recipe("lightning-4")
+    plan = resolve(
+        preset("auto"),
+        H200,
+        T2V_A14B_TRANSFORMER,
+        Workload(request=SampleRequest(recipe=chosen), latent_size=HD.latent_size),
+    )
+    assert dict(plan.step_flops)[Expert.HIGH] == pytest.approx(6.52e15, rel=2e-3)
+
+
+def test_smaller_card_swaps_experts_and_says_why():
+    plan = planned("auto", A100_40GB, SMALL)
+    assert plan.binding.offload == "experts"
+    assert plan.binding.attention.names[0] == "flash"
+    placement = decision(plan, "placement")
+    assert placement.rejected[0].name == "resident" and "short" in placement.rejected[0].reason
+    assert "9.0" in str(decision(plan, "self attention"))  # why cuDNN was passed over
+
+
+def test_old_card_computes_in_float16():
+    plan = resolve(preset("auto"), RTX_2080_TI, MINIATURE, workload(SMALL))
+    assert plan.binding.dtype == "float16"
+    assert plan.binding.attention.names[0] == "efficient"
+
+
+def test_cpu_computes_in_float32_and_batches_a_small_video():
+    tiny = VideoSize(width=128, height=128, num_frames=17)
+    plan = resolve(preset("auto"), CPU, MINIATURE, workload(tiny))
+    assert (plan.binding.dtype, plan.binding.attention.names[0], plan.guidance) == ("float32", "flash", "batched")
+
+
+def test_too_little_memory_names_the_shortage_and_the_profile_that_fits():
+    asked = preset("auto").with_settings({"offload.policy": "resident"})
+    small = replace(H200, free_memory=60 * GIB)
+    with pytest.raises(OutOfMemoryError, match=r"GiB more than the 60.0 GiB that are free; the profile '\w+' fits"):
+        planned(asked, small)
+
+
+def test_too_little_memory_names_a_shorter_video_where_no_profile_fits():
+    with pytest.raises(OutOfMemoryError, match=r"\d+ frames of this size fit"):
+        planned("auto", replace(H200, free_memory=36 * GIB))
+
+
+def test_too_little_memory_for_anything():
+    with pytest.raises(OutOfMemoryError, match="no profile fits, not even one frame"):
+        planned("auto", replace(H200, free_memory=8 * GIB))
+
+
+def test_a_named_backend_that_cannot_run_falls_back_with_its_reason():
+    plan = planned(preset("auto").with_settings({"attention.backend": "cudnn"}), A100_40GB, SMALL)
+    chosen = decision(plan, "self attention")
+    assert chosen.degraded and chosen.chosen == "flash"
+    assert chosen.rejected[0].name == "cudnn"
+
+
+def test_a_strict_profile_stops_instead():
+    strict = preset("auto").with_settings({"attention.backend": "cudnn", "on_unsupported": "error"})
+    with pytest.raises(UnsupportedError, match="needs compute capability 9.0"):
+        planned(strict, A100_40GB, SMALL)
+
+
+def test_compile_needs_a_gpu_and_says_so():
+    plan = resolve(preset("exact"), CPU, MINIATURE, workload(VideoSize(width=128, height=128, num_frames=17)))
+    assert plan.binding.compile_mode == "off"
+    assert "GPU" in decision(plan, "compile").reason
+    assert planned("exact", H200).binding.compile_mode == "default"
+
+
+def test_the_key_depends_on_what_is_bound_and_not_on_the_size():
+    assert planned("auto", H200).key == planned("auto", H200, SMALL).key
+    assert planned("auto", H200).key != planned("exact", H200).key
+
+
+def test_the_plan_is_pure():
+    assert planned("auto", H200) == planned("auto", H200)
+
+
+def test_a_recipe_that_disagrees_with_itself_warns():
+    odd = recipe("official").with_changes(num_steps=4)
+    plan = resolve(
+        preset("auto"),
+        H200,
+        T2V_A14B_TRANSFORMER,
+        Workload(request=SampleRequest(recipe=odd), latent_size=SMALL.latent_size),
+    )
+    assert any("lightning-4" in warning for warning in plan.warnings)
+
+
+def test_start_step_past_the_end_is_a_sentence():
+    with pytest.raises(InputError, match="start step is 40"):
+        resolve(preset("auto"), H200, T2V_A14B_TRANSFORMER, workload(start_step=40))
+
+
+def test_text_encoder_goes_to_the_host_where_the_device_is_full():
+    assert resolve_text(preset("auto"), H200, UMT5_XXL).device == "cuda:0"
+    full = resolve_text(preset("auto"), replace(H200, free_memory=6 * GIB), UMT5_XXL)
+    assert full.device == "cpu" and "do not fit" in full.to_text()
+
+
+def test_decode_is_tiled_only_where_whole_frames_do_not_fit():
+    assert resolve_decode(preset("auto"), H200, WAN21_VAE, HD.latent_size).tile is None
+    tight = resolve_decode(preset("auto"), replace(H200, free_memory=4 * GIB), WAN21_VAE, HD.latent_size)
+    assert tight.tile is not None and tight.peak_bytes <= 4 * GIB

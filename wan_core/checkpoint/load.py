@@ -1,0 +1,91 @@
+"""From a checkpoint into a module: parameter by parameter, straight to the device and the dtype it will have there.
+
+The peak is the module's own size and one tensor. A module is either filled or left as it was: whatever ends a load
+early (a damaged file, no memory, an interrupt raised by `on_progress`) puts back the parameters that stood there.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from .header import FLOATS, TensorInfo
+from .read import Checkpoint
+from .sentences import counted, quoted
+from .stream import empty
+
+
+def load_module(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    dtype_of: Callable[[str], torch.dtype],
+    device: torch.device | str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Give every parameter of `module` (mostly on the meta device) its value from the checkpoint.
+
+    The module's parameter names are the official ones. dtype_of: official name -> dtype on the device. on_progress is
+    called with (bytes done, bytes in all) of the file after each tensor; it may raise. Raises `CheckpointError` where
+    names or shapes do not match, before anything is read.
+    """
+    before = dict(module.named_parameters())
+    wanted = _matched(before, checkpoint)
+    total = sum(info.nbytes for info in wanted.values())
+    done, complete = 0, False
+    try:
+        # Ordinary tensors, also where a run in inference mode asks for them: they outlive it.
+        with torch.inference_mode(mode=False), checkpoint.reader() as reader:
+            # In the order of the file, which is the order that a disk is fast in.
+            for name, info in sorted(wanted.items(), key=lambda item: (item[1].file, item[1].start)):
+                target = empty(info, device, dtype_of(name))
+                reader.fill(info, target)
+                _put(module, name, nn.Parameter(target, requires_grad=False))
+                done += info.nbytes
+                if on_progress is not None:
+                    on_progress(done, total)
+        complete = True
+    finally:
+        if not complete:
+            for name, parameter in before.items():
+                _put(module, name, parameter)
+
+
+def _matched(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
+    """The tensor of each parameter; raises `CheckpointError` with the number of those that do not fit, and the first."""
+    tensors = checkpoint.tensors
+    if missing := [name for name in parameters if name not in tensors]:
+        raise CheckpointError(
+            f"{checkpoint.label} lacks {counted(len(missing), 'tensor')} of the {len(parameters)} that the model needs, "
+            f"the first is {quoted(missing[0])}"
+        )
+    if wrong := [name for name, parameter in parameters.items() if tensors[name].shape != tuple(parameter.shape)]:
+        first = wrong[0]
+        raise CheckpointError(
+            f"{checkpoint.label} holds {counted(len(wrong), 'tensor')} of another shape than the model's, the first is "
+            f"{quoted(first)}: {tensors[first].shape}, expected {tuple(parameters[first].shape)}"
+        )
+    if encoded := [name for name in parameters if tensors[name].dtype not in FLOATS]:
+        raise CheckpointError(
+            f"{checkpoint.label} holds {counted(len(encoded), 'tensor')} that {'is' if len(encoded) == 1 else 'are'} not "
+            f"plain floats, the first is {quoted(encoded[0])}: {tensors[encoded[0]].dtype}, expected {', '.join(FLOATS)}"
+        )
+    if unexpected := _unexpected(parameters, checkpoint):
+        raise CheckpointError(
+            f"{checkpoint.label} holds {counted(len(unexpected), 'tensor')} that the model has no place for, the first is "
+            f"{quoted(unexpected[0])}"
+        )
+    return {name: tensors[name] for name in parameters}
+
+
+def _unexpected(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> list[str]:
+    """Tensors of this kind of model that the module lacks; a file may hold other kinds beside it."""
+    for table in (naming.table for naming in checkpoint.namings):
+        if all(table.from_official(name) for name in parameters):
+            return [name for name in checkpoint.tensors if name not in parameters and table.from_official(name)]
+    return []
+
+
+def _put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, parameter)

@@ -1,0 +1,132 @@
+"""`doctor`: what this machine can run, and the reason for everything that it cannot."""
+
+import importlib.metadata
+import json
+import platform
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from ..attention.backends import BACKENDS
+from ..attention.interface import AttentionBackend, AttentionProblem, bind, survivors
+from ..hardware import OPTIONAL_LIBRARIES, Hardware
+from ..specs import T2V_A14B_TRANSFORMER
+
+# Libraries outside PyTorch, and what is lost without each.
+LIBRARIES = {
+    "av": "no MP4 files",
+    "Pillow": "no pictures",
+    "sentencepiece": "no prompts",
+    "ftfy": "prompts keep broken characters",
+    **dict.fromkeys(OPTIONAL_LIBRARIES, ""),
+}
+
+_SIZE_720P = (21, 90, 160)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendVerdict:
+    """One attention backend on this machine; `problem` is `None` where it is usable, else the reason in words."""
+
+    name: str
+    quality: str
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """Everything that `doctor` says. Library versions are `None` where a library is not installed."""
+
+    system: str
+    python: str
+    hardware: Hardware
+    attention_shape: str
+    attention: tuple[BackendVerdict, ...]
+    libraries: dict[str, str | None]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options of the verb."""
+    parser.add_argument("--device", help="cpu or cuda:N (default: the first NVIDIA card, else the CPU)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: Namespace) -> int:
+    """Print the diagnosis."""
+    diagnosis = examine(arguments.device)
+    print(json.dumps(asdict(diagnosis), indent=2) if arguments.json else to_text(diagnosis))
+    return 0
+
+
+def examine(device: str | None = None) -> Diagnosis:
+    """Look at the machine, and load and try every attention backend that accepts the real problem."""
+    hardware = Hardware.detect(device)
+    problem = _attention_problem(hardware)
+    return Diagnosis(
+        system=platform.platform(),
+        python=platform.python_version(),
+        hardware=hardware,
+        attention_shape=f"{problem.batch}x{problem.q_len}x{problem.num_heads}x{problem.head_dim} {problem.dtype}",
+        attention=tuple(judge(backend, BACKENDS, problem, hardware) for backend in BACKENDS),
+        libraries={name: _version(name) for name in LIBRARIES},
+    )
+
+
+def judge(
+    backend: AttentionBackend, backends: Sequence[AttentionBackend], problem: AttentionProblem, hardware: Hardware
+) -> BackendVerdict:
+    """Whether one of `backends` accepts the problem, loads and passes its smoke test."""
+    _, decision = bind(survivors("attention", backend.name, problem, hardware, backends), hardware)
+    reasons = {item.name: item.reason for item in decision.rejected}
+    return BackendVerdict(name=backend.name, quality=backend.quality, problem=reasons.get(backend.name))
+
+
+def to_text(diagnosis: Diagnosis) -> str:
+    """The diagnosis for people."""
+    hardware = diagnosis.hardware
+    cuda = "without CUDA" if hardware.cuda_version is None else f"CUDA {hardware.cuda_version}"
+    capability = "" if hardware.capability is None else ", compute capability {}.{}".format(*hardware.capability)
+    rows = [
+        ("system", diagnosis.system),
+        ("python", diagnosis.python),
+        ("torch", f"{hardware.torch_version}, {cuda}"),
+        ("device", f"{hardware.device}, {hardware.name}{capability}"),
+        ("host memory", _memory(hardware.host_free_memory, hardware.host_memory)),
+        *((f"{dtype} matmul", f"{rate:.3g} TFLOP/s measured") for dtype, rate in hardware.tflops),
+    ]
+    if hardware.is_cuda:
+        rows.insert(4, ("device memory", _memory(hardware.free_memory, hardware.total_memory)))
+    lines = [f"{name:<16}{value}" for name, value in rows]
+    lines += ["", f"attention, tried for {diagnosis.attention_shape}, in order of preference"]
+    lines += [f"  {item.name:<14}{item.problem or f'usable ({item.quality})'}" for item in diagnosis.attention]
+    lines += ["", "libraries"]
+    lines += [f"  {name:<14}{_library(name, version)}" for name, version in diagnosis.libraries.items()]
+    return "\n".join(lines)
+
+
+def _attention_problem(hardware: Hardware) -> AttentionProblem:
+    """Self attention of the real model: 1280x720x81 on a GPU, a small video on a CPU."""
+    spec = T2V_A14B_TRANSFORMER
+    gpu_dtype = "bfloat16" if hardware.has_bfloat16 else "float16"
+    size, dtype = (_SIZE_720P, gpu_dtype) if hardware.is_cuda else ((5, 16, 16), "float32")
+    num_tokens = spec.num_tokens(size)
+    return AttentionProblem(
+        batch=1, q_len=num_tokens, kv_len=num_tokens, num_heads=spec.num_heads, head_dim=spec.head_dim, dtype=dtype
+    )
+
+
+def _memory(free: int, total: int) -> str:
+    return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _library(name: str, version: str | None) -> str:
+    if version is not None:
+        return version
+    return f"not installed: {LIBRARIES[name]}" if LIBRARIES[name] else "not installed"

@@ -1,0 +1,23 @@
+"""`plan`: what a run would do on this machine, with reasons, times and memory; runs nothing."""
+
+import argparse
+
+from ..pipeline import WanPipeline
+from . import options
+
+HELP = "expert split, predicted time and memory, choices with reasons; runs nothing"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model_options(parser)
+    options.add_request_options(parser)
+    options.add_profile_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    profile = options.profile(arguments)
+    request, size = options.request(arguments)
+    pipeline = WanPipeline(options.model_files(arguments), profile, device=arguments.device)
+    plan = pipeline.plan(request, size)
+    print("\n".join((*pipeline.pair.notes, plan.to_text())))
+    return 0

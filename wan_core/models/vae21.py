@@ -1,0 +1,216 @@
+"""The Wan 2.1 VAE: video (B, 3, 4n + 1, 8H, 8W) in [-1, 1] to and from a latent (B, 16, n + 1, H, W) in raw VAE space.
+
+Coded chunk by chunk, one video frame and then four at a time, exactly as if the whole video were coded at once: the
+layers are causal and a `FeatureCache` carries what they need from chunk to chunk. Decoding is a generator, so a caller
+can take frames away, show them or stop between chunks; nothing but the weights outlives it.
+
+Works in the dtype and on the device of the weights; inputs are taken there chunk by chunk, so a long video may wait on
+the host. Parameter names are the official checkpoint's (194 tensors at any width).
+
+Not here: the normalisation of latents for the transformer (`LATENT_MEAN`, `LATENT_STD`), sampling from the posterior
+(encoding returns its mean), tiles (`vae_tiling`), training.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..specs import VaeSpec, latent_frames, video_frames
+from .vae_layers import (
+    CausalConv3d,
+    Downsample,
+    FeatureCache,
+    Head,
+    Middle,
+    ResidualBlock,
+    Upsample,
+    window_of,
+)
+
+# Layers that see every video frame hold the largest tensors and take this many frames at a time: the same numbers,
+# because they are causal, in less memory.
+FRAMES_AT_ONCE = 2
+
+_VIDEO_CHANNELS = 3
+_WAN22_LATENT_CHANNELS = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """One resolution of the decoder: its residual blocks, and the upsampling that follows them.
+
+    rows: rows per latent row. frames: video frames per latent frame at this level (after the first latent frame).
+    """
+
+    in_channels: int
+    channels: int
+    rows: int
+    frames: int
+    upsample: Literal["none", "space", "space-time"]
+
+
+def decoder_levels(spec: VaeSpec) -> tuple[Level, ...]:
+    """The decoder's levels, from the latent's resolution to the video's."""
+    last = len(spec.dim_multipliers) - 1
+    assert len(spec.temporal_downsample) == last
+    assert spec.stride == (2 ** sum(spec.temporal_downsample), 2**last, 2**last)
+    levels: list[Level] = []
+    before, frames = spec.dim * spec.dim_multipliers[-1], 1
+    for index, (multiplier, temporal) in enumerate(
+        zip(reversed(spec.dim_multipliers), (*reversed(spec.temporal_downsample), False), strict=True)
+    ):
+        channels = spec.dim * multiplier
+        upsample = "none" if index == last else "space-time" if temporal else "space"
+        levels.append(Level(in_channels=before, channels=channels, rows=2**index, frames=frames, upsample=upsample))
+        before, frames = channels // 2, frames * (2 if temporal else 1)
+    return tuple(levels)
+
+
+class Encoder(nn.Module):
+    """The first video frame, or the next `stride` of them, to one latent frame of means and log variances."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        super().__init__()
+        self.conv1 = CausalConv3d(_VIDEO_CHANNELS, spec.dim, (3, 3, 3))
+        layers: list[nn.Module] = []
+        before = spec.dim
+        for multiplier, temporal in zip(spec.dim_multipliers, (*spec.temporal_downsample, None), strict=True):
+            channels = spec.dim * multiplier
+            layers.append(ResidualBlock(before, channels))
+            layers += [ResidualBlock(channels, channels) for _ in range(spec.num_res_blocks - 1)]
+            if temporal is not None:
+                layers.append(Downsample(channels, temporal=temporal))
+            before = channels
+        self.downsamples = nn.ModuleList(layers)
+        self.middle = Middle(before)
+        self.head = Head(before, 2 * spec.latent_channels)
+        self._num_full_rate = 1 + min(_resamples_time(layers), default=len(layers) - 1)
+
+    def forward(self, video: Tensor, cache: FeatureCache) -> Tensor:
+        layers = list(self.downsamples)
+        parts = []
+        for part in video.split(FRAMES_AT_ONCE, dim=2):
+            x = self.conv1(window_of(part, self.conv1, cache), cache)
+            parts.append(_run(layers[: self._num_full_rate], x, cache))
+        x = _run(layers[self._num_full_rate :], torch.cat(parts, dim=2), cache)
+        return self.head(self.middle(x, cache), cache)
+
+
+class Decoder(nn.Module):
+    """One latent frame to the first video frame, or to the next `stride` of them."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        super().__init__()
+        levels = decoder_levels(spec)
+        self.conv1 = CausalConv3d(spec.latent_channels, levels[0].channels, (3, 3, 3))
+        self.middle = Middle(levels[0].channels)
+        layers: list[nn.Module] = []
+        for level in levels:
+            layers.append(ResidualBlock(level.in_channels, level.channels))
+            layers += [ResidualBlock(level.channels, level.channels) for _ in range(spec.num_res_blocks)]
+            if level.upsample != "none":
+                layers.append(Upsample(level.channels, temporal=level.upsample == "space-time"))
+        self.upsamples = nn.ModuleList(layers)
+        self.head = Head(levels[-1].channels, _VIDEO_CHANNELS)
+        self._num_low_rate = 1 + max(_resamples_time(layers), default=-1)
+
+    def forward(self, latent: Tensor, cache: FeatureCache) -> Tensor:
+        layers = list(self.upsamples)
+        x = self.middle(self.conv1(window_of(latent, self.conv1, cache), cache), cache)
+        x = _run(layers[: self._num_low_rate], x, cache)
+        parts = []
+        for part in x.split(FRAMES_AT_ONCE, dim=2):
+            parts.append(self.head(_run(layers[self._num_low_rate :], part, cache), cache))
+        return torch.cat(parts, dim=2)
+
+
+def _resamples_time(layers: Sequence[nn.Module]) -> list[int]:
+    return [index for index, layer in enumerate(layers) if getattr(layer, "time_conv", None) is not None]
+
+
+def _run(layers: Sequence[nn.Module], x: Tensor, cache: FeatureCache) -> Tensor:
+    for layer in layers:
+        x = layer(x, cache)
+    return x
+
+
+class WanVae(nn.Module):
+    """Encoder and decoder with the 1x1x1 convolutions on either side of the latent.
+
+    `encoder.downsamples` and `decoder.upsamples` are called one by one, so hooks on them see a run progress.
+    """
+
+    def __init__(self, spec: VaeSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = Encoder(spec)
+        self.conv1 = nn.Conv3d(2 * spec.latent_channels, 2 * spec.latent_channels, 1)
+        self.conv2 = nn.Conv3d(spec.latent_channels, spec.latent_channels, 1)
+        self.decoder = Decoder(spec)
+
+    def decode_chunks(self, latent: Tensor) -> Iterator[Tensor]:
+        """Raw latent (B, 16, T, H, W) to T video chunks (B, 3, t, 8H, 8W) in [-1, 1], of 1 frame and then 4 each.
+
+        Raises `InputError`, at the call and not at the first chunk, for a latent that is not this VAE's.
+        """
+        self.check_latent(latent)
+        return self._decode_chunks(latent)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Raw latent (B, 16, T, H, W) to video (B, 3, 4T - 3, 8H, 8W) in [-1, 1]."""
+        return torch.cat(list(self.decode_chunks(latent)), dim=2)
+
+    def encode_chunks(self, video: Tensor) -> Iterator[Tensor]:
+        """Video (B, 3, 4n + 1, 8H, 8W) in [-1, 1] to n + 1 raw latent means (B, 16, 1, H, W).
+
+        Raises `InputError`, at the call and not at the first chunk, for a video of another size.
+        """
+        self.check_video(video)
+        return self._encode_chunks(video)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Video (B, 3, 4n + 1, 8H, 8W) in [-1, 1] to the raw latent mean (B, 16, n + 1, H, W)."""
+        return torch.cat(list(self.encode_chunks(video)), dim=2)
+
+    @torch.no_grad()
+    def _decode_chunks(self, latent: Tensor) -> Iterator[Tensor]:
+        cache = FeatureCache(latent.shape[2])
+        for frame in latent.split(1, dim=2):
+            yield self.decoder(self.conv2(frame.to(self.conv2.weight)), cache).clamp_(-1, 1)
+            cache.at_start = False
+
+    @torch.no_grad()
+    def _encode_chunks(self, video: Tensor) -> Iterator[Tensor]:
+        stride = self.spec.stride[0]
+        cache = FeatureCache(latent_frames(video.shape[2], stride))
+        for start in range(1 - stride, video.shape[2], stride):
+            chunk = video[:, :, max(start, 0) : start + stride].to(self.conv1.weight)
+            yield self.conv1(self.encoder(chunk, cache))[:, : self.spec.latent_channels]
+            cache.at_start = False
+
+    def check_latent(self, latent: Tensor) -> None:
+        """Raise `InputError` unless the latent is (B, 16, T, H, W) and not empty."""
+        expected = self.spec.latent_channels
+        if latent.ndim != 5 or 0 in latent.shape:
+            raise InputError(f"the latent has shape {tuple(latent.shape)}, expected (batch, {expected}, T, H, W)")
+        if (channels := latent.shape[1]) != expected:
+            origin = ", those of a Wan 2.2 VAE (TI2V-5B)" if channels == _WAN22_LATENT_CHANNELS else ""
+            raise InputError(f"the latent has {channels} channels{origin}: this Wan 2.1 VAE expects {expected}")
+
+    def check_video(self, video: Tensor) -> None:
+        """Raise `InputError` unless the video is (B, 3, 4n + 1, 8H, 8W) and not empty."""
+        if video.ndim != 5 or video.shape[1] != _VIDEO_CHANNELS or 0 in video.shape:
+            raise InputError(f"the video has shape {tuple(video.shape)}, expected (batch, 3, frames, height, width)")
+        in_time, *in_space = self.spec.stride
+        frames = video.shape[2]
+        if frames % in_time != 1 % in_time:
+            nearest = video_frames(1 + round((frames - 1) / in_time), in_time)
+            raise InputError(f"the video has {frames} frames, expected {in_time}n + 1: the nearest is {nearest}")
+        for name, size, stride in zip(("height", "width"), video.shape[3:], in_space, strict=True):
+            if size % stride:
+                nearest = max(round(size / stride), 1) * stride
+                raise InputError(f"the video's {name} is {size}, expected a multiple of {stride}: {nearest} is nearest")

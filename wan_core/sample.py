@@ -1,0 +1,204 @@
+"""Sampling with built experts: the one function that the ComfyUI node and the command line both call.
+
+`sample` draws the noise, lets `sampling.loop` drive the solver, asks the residency for the expert that the schedule
+names, and returns the latent with the run's report. Nothing in the step loop waits for the device.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from .components import Experts
+from .errors import InputError
+from .hooks import RunHooks, Silent, StepEvent
+from .measure import StepClock, measured_phase
+from .models.transformer import TextContext
+from .pacing import Pacer
+from .plan import ExecutionPlan
+from .precision import tf32
+from .report import Decision, Report
+from .sampling.guidance import GuidedVelocity
+from .sampling.loop import denoise
+from .sampling.noise import draw_noise, from_handover, is_empty, mix, to_handover, to_model_space, to_raw_space
+from .sampling.solvers import SOLVERS
+from .specs import Expert
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioning:
+    """Text embeddings (B, L, D) of the prompt and of the negative prompt; B is 1 or the batch of the latent."""
+
+    positive: Tensor
+    negative: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleResult:
+    """A latent (B, 16, T, H, W) in raw VAE space, float32 on the host, and what was done to get it."""
+
+    latent: Tensor
+    report: Report
+
+
+def sample(
+    experts: Experts,
+    plan: ExecutionPlan,
+    conditioning: Conditioning,
+    latent: Tensor,
+    *,
+    hooks: RunHooks | None = None,
+    report: Report | None = None,
+) -> SampleResult:
+    """Run the plan's schedule on a latent (B, 16, T, H, W) in raw VAE space; an all-zero latent means pure noise.
+
+    Raises `InputError` for shapes that do not fit the experts, before anything is loaded, and `Interrupted` when the
+    hooks ask to stop. Either way the experts can be used again at once.
+    """
+    hooks, report = hooks or Silent(), report or Report()
+    _check(experts, conditioning, latent)
+    run = _Run(experts, plan, conditioning, hooks)
+    device, split = plan.binding.device, plan.split
+    report.warnings += plan.warnings
+    report.decisions += _decisions(plan, experts)
+    report.flops_per_step.update({expert.value: flops for expert, flops in plan.step_flops})
+    with torch.inference_mode(), tf32(enabled=plan.tf32 == "on"):
+        try:
+            hooks.on_phase("load")
+            with measured_phase(report, "load", device):
+                run.switch_to(split[0])
+            hooks.on_phase("sample")
+            with measured_phase(report, "sample", device), Pacer(run.blocks(), hooks.should_stop):
+                denoised, clock = run.denoise(_start(plan, latent, device))
+            report.steps += clock.timings()
+        finally:
+            experts.residency.release()
+    if run.switch_seconds:
+        report.seconds["expert switch (within sample)"] = sum(run.switch_seconds)
+    # Copied outside inference mode: an ordinary tensor, which the host may do anything with.
+    return SampleResult(latent=_finish(plan, denoised).float().cpu().clone(), report=report)
+
+
+class _Run:
+    """What lives for one run: the active expert and the conditioning as that expert sees it."""
+
+    def __init__(self, experts: Experts, plan: ExecutionPlan, conditioning: Conditioning, hooks: RunHooks) -> None:
+        self._experts = experts
+        self._plan = plan
+        self._conditioning = conditioning
+        self._hooks = hooks
+        self._active: Expert | None = None
+        self._velocity: GuidedVelocity | None = None
+        self.switch_seconds: list[float] = []
+
+    def blocks(self) -> Iterator[torch.nn.Module]:
+        for transformer in self._experts.transformers.values():
+            yield from transformer.blocks
+
+    def switch_to(self, expert: Expert) -> None:
+        """Make `expert` the one that runs: its weights on the device, its keys and values of the text."""
+        self._experts.residency.activate(expert, self._hooks.on_load)
+        transformer = self._experts.transformers[expert]
+        guided = self._plan.workload.request.recipe.guidance(expert) != 1.0
+        positive = self._context(transformer, self._conditioning.positive)
+        negative = self._context(transformer, self._conditioning.negative) if guided else None
+        self._velocity = GuidedVelocity(transformer, positive, negative, execution=self._plan.guidance)
+        self._active = expert
+
+    def denoise(self, latent: Tensor) -> tuple[Tensor, StepClock]:
+        """Run every step; returns the last latent in model space and the clock that timed the steps."""
+        plan, hooks = self._plan, self._hooks
+        clock = StepClock(plan.binding.device)
+        clock.mark(perf_counter())
+        schedule, solver = plan.schedule, SOLVERS[plan.workload.request.recipe.solver]
+        for step in denoise(self._predict, latent, schedule, solver):
+            expert = plan.split[step.index]
+            timestep = schedule.timesteps[step.index]
+            latent = step.latent
+            hooks.on_step(
+                StepEvent(
+                    index=step.index,
+                    num_steps=len(plan.split),
+                    expert=expert,
+                    sigma=schedule.sigmas[step.index],
+                    timestep=timestep,
+                    seconds=clock.step(step.index, expert.value, timestep, perf_counter()),
+                    denoised=step.denoised,
+                )
+            )
+        return latent, clock
+
+    def _predict(self, latent: Tensor, index: int) -> Tensor:
+        expert = self._plan.split[index]
+        if expert is not self._active:
+            start = perf_counter()
+            self.switch_to(expert)
+            self.switch_seconds.append(perf_counter() - start)
+        timestep = torch.full(
+            (latent.shape[0],), self._plan.schedule.timesteps[index], dtype=torch.float32, device=latent.device
+        )
+        return self._velocity(latent, timestep, self._plan.workload.request.recipe.guidance(expert))
+
+    def _context(self, transformer: torch.nn.Module, embeddings: Tensor) -> TextContext:
+        batch = self._plan.workload.batch
+        embeddings = embeddings.to(self._plan.binding.device)
+        return transformer.prepare_text(embeddings.expand(batch, -1, -1) if embeddings.shape[0] == 1 else embeddings)
+
+
+def _start(plan: ExecutionPlan, latent: Tensor, device: str) -> Tensor:
+    """The latent at the noise level of the first step, in model space, float32 on the device."""
+    request, sigma = plan.workload.request, plan.schedule.sigmas[0]
+    empty = is_empty(latent)
+    clean = latent.to(device, torch.float32)
+    clean = clean if empty else to_model_space(clean)
+    if request.add_noise == "off":
+        return from_handover(clean, sigma)
+    drawn_on = device if request.noise_device == "device" else "cpu"
+    noise = draw_noise(tuple(latent.shape), request.seed, drawn_on).to(device)
+    # The reference starts from pure noise although its first sigma is a little under 1. A part of a schedule starts at
+    # its noise level, as in ComfyUI.
+    is_whole = request.start_step == 0 and request.denoise == 1.0 and request.sigmas is None
+    return noise if empty and is_whole else mix(clean, noise, sigma)
+
+
+def _finish(plan: ExecutionPlan, latent: Tensor) -> Tensor:
+    """The last latent of the loop in raw VAE space; one that keeps noise is scaled as the next sampler expects it."""
+    sigma = plan.schedule.sigmas[-1]
+    return to_raw_space(to_handover(latent, sigma) if sigma > 0.0 else latent)
+
+
+def _decisions(plan: ExecutionPlan, experts: Experts) -> list[Decision]:
+    """The plan's decisions, with those that building changed in place of the planned ones."""
+    built = {decision.topic: decision for decision in experts.decisions}
+    return [built.get(decision.topic, decision) for decision in plan.decisions]
+
+
+def _check(experts: Experts, conditioning: Conditioning, latent: Tensor) -> None:
+    spec = experts.spec
+    if latent.ndim != 5 or latent.shape[1] != spec.out_dim:
+        hint = (
+            "; 48 channels are a Wan 2.2 VAE latent of the 5B model"
+            if latent.ndim == 5 and latent.shape[1] == 48
+            else ""
+        )
+        raise InputError(
+            f"latent has shape {tuple(latent.shape)}, expected (batch, {spec.out_dim}, frames, height / 8, width / 8)"
+            f"{hint}"
+        )
+    if latent.shape[3] % 2 or latent.shape[4] % 2:
+        raise InputError(
+            f"latent is {latent.shape[4]}x{latent.shape[3]}, expected even sides (a video size in multiples of 16)"
+        )
+    for name, embeddings in (("positive", conditioning.positive), ("negative", conditioning.negative)):
+        if embeddings.ndim != 3 or embeddings.shape[2] != spec.text_dim:
+            raise InputError(
+                f"{name} conditioning has shape {tuple(embeddings.shape)}, expected (1, 512, {spec.text_dim}); "
+                "it must come from the text encoder that belongs to these experts"
+            )
+        if embeddings.shape[0] not in (1, latent.shape[0]):
+            raise InputError(
+                f"{name} conditioning holds {embeddings.shape[0]} prompts for {latent.shape[0]} videos, expected 1 or "
+                f"{latent.shape[0]}"
+            )
