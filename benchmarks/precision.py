@@ -134,8 +134,8 @@ def reference_model(case: Case, wan22: Path, attention_dtype: torch.dtype) -> It
     module = importlib.util.module_from_spec(spec)
 
     def flash_attention(q: Tensor, k: Tensor, v: Tensor, k_lens: object = None, window_size: object = None) -> Tensor:
-        half = (tensor.to(attention_dtype) for tensor in (q, k, v))
-        return attend(*half).to(q.dtype)
+        rounded = (tensor.to(attention_dtype) for tensor in (q, k, v))
+        return attend(*rounded).to(q.dtype)
 
     attention.flash_attention = flash_attention
     with patch.dict(sys.modules, {package.__name__: package, attention.__name__: attention, spec.name: module}):
@@ -146,7 +146,7 @@ def reference_model(case: Case, wan22: Path, attention_dtype: torch.dtype) -> It
                 model_type="t2v", in_dim=size.in_dim, out_dim=size.out_dim, dim=size.dim, ffn_dim=size.ffn_dim,
                 num_heads=size.num_heads, num_layers=size.num_layers, text_dim=size.text_dim,
             )  # fmt: skip
-        model.load_state_dict(case.weights)
+        model.load_state_dict(case.weights, assign=True)
         yield model
 
 
@@ -184,7 +184,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ffn-dim", type=int, default=3456)
     parser.add_argument("--heads", type=int, default=10)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=400, help="about so many tokens per sample")
+    parser.add_argument("--tokens", type=int, default=256, help="about so many tokens per sample")
     parser.add_argument("--seeds", type=int, default=1, help="weights and inputs are drawn so often; the mean is shown")
     return parser.parse_args()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from miniature.vocabulary import train_vocabulary
 from miniature.weights import Table, text_encoder_table, transformer_table, vae_table
-from wan_core.checkpoint.keys import to_hf_text_encoder
+from miniature.write import hugging_face_name
 from wan_core.specs import T2V_A14B_TRANSFORMER, UMT5_XXL, WAN21_VAE, Expert
 
 VOCABULARY = 1024
@@ -42,7 +42,7 @@ def main() -> None:
     if "text" in parts:
         path = arguments.folder / "text_encoders" / "random_umt5_xxl.safetensors"
         table = text_encoder_table(replace(UMT5_XXL, vocab_size=VOCABULARY))
-        table = {to_hf_text_encoder(name): draw for name, draw in table.items()}
+        table = {hugging_face_name(name): draw for name, draw in table.items()}
         write(path, table, arguments.device, {}, spiece_model=train_vocabulary(VOCABULARY))
     if "vae" in parts:
         write(arguments.folder / "vae" / "random_wan21_vae.safetensors", vae_table(WAN21_VAE), arguments.device, {})

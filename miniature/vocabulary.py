@@ -9,10 +9,13 @@ import io
 import random
 from collections.abc import Iterator
 
+from wan_core.specs import DEFAULT_NEGATIVE_PROMPT
+
 SIZES = ("small", "medium", "large", "tiny", "big", "huge")
 COLOURS = (
     "red", "green", "blue", "yellow", "orange", "purple", "pink", "white", "black", "gray", "brown", "cyan", "magenta",
-    "teal", "gold", "silver", "beige", "turquoise", "violet", "crimson", "navy", "lime", "dark", "light", "bright",
+    "teal", "gold", "silver", "beige", "turquoise", "violet", "crimson", "navy", "lime", "mint", "lavender", "dark",
+    "light", "bright",
 )  # fmt: skip
 SHAPES = (
     "circle", "square", "triangle", "star", "ring", "cross", "diamond", "rectangle", "ellipse", "hexagon", "pentagon",
@@ -31,7 +34,8 @@ MOTIONS = (
     "spins", "spinning", "grows", "growing", "shrinks", "shrinking", "pulses", "pulsing", "orbits", "orbiting",
     "falls", "falling", "rises", "rising", "rolls", "rolling", "swings", "swinging", "zigzags", "waves", "floats",
     "floating", "flies", "flying", "jumps", "jumping", "blinks", "fades", "appears", "vanishes", "stays", "still",
-    "stops", "turns", "turning", "crosses", "passes", "circles", "shakes",
+    "stops", "turns", "turning", "crosses", "passes", "circles", "shakes", "circling", "standing", "stay", "getting",
+    "slide", "drift", "move", "rise", "fall", "bounce", "spin", "rotate", "grow", "shrink", "bigger", "smaller",
 )  # fmt: skip
 SPEEDS = ("slowly", "quickly", "fast", "slow", "steadily", "smoothly", "gently", "suddenly", "speed")
 BACKGROUNDS = (
@@ -49,19 +53,23 @@ STYLES = (
 )  # fmt: skip
 POSITIONS = (
     "top", "bottom", "center", "middle", "corner", "edge", "side", "above", "below", "behind", "beside", "between",
-    "near", "inside", "over", "under", "across", "through", "toward", "towards", "away", "along", "onto", "into",
+    "near", "front", "inside", "over", "under", "across", "through", "toward", "towards", "away", "along", "onto",
+    "into",
 )  # fmt: skip
 COMMON = (
     "a", "an", "the", "and", "or", "of", "on", "in", "to", "from", "with", "without", "while", "then", "at", "by",
-    "for", "is", "are", "it", "its", "that", "this", "there", "two", "not", "no", "other", "each", "both", "all", "same",
-    "different", "first", "second", "last", "next", "before", "after", "again", "back", "very", "more", "less", "only",
+    "for", "is", "are", "it", "its", "that", "this", "there", "two", "not", "no", "other", "each", "both", "all",
+    "same", "different", "first", "second", "last", "next", "before", "after", "again", "back", "very", "more", "less", "only",
     "who", "which", "where", "when", "his", "her", "their", "they", "he", "she", "man", "woman", "person", "people",
     "child", "dog", "cat", "bird", "fish", "horse", "car", "boat", "house", "tree", "flower", "mountain", "river",
     "city", "street", "forest", "beach", "sun", "moon", "star", "cloud", "rain", "fire", "light", "wind", "day", "face",
     "hand", "eye", "head", "walks", "walking", "runs", "running", "looks", "looking", "stands", "sits", "dancing",
-    "beautiful", "old", "young", "new", "long", "short", "high", "low", "open", "round", "empty", "full", "slow", "motion",
-    "worst", "low", "best", "realistic", "cinematic", "dramatic", "ocean", "field", "road", "room", "window", "glass",
+    "beautiful", "old", "young", "new", "long", "short", "high", "low", "open", "round", "empty", "full", "slow",
+    "motion", "worst", "low", "best", "realistic", "cinematic", "dramatic", "ocean", "field", "road", "room", "window", "glass",
 )  # fmt: skip
+# The default negative prompt is Chinese, three bytes a character; as whole phrases it takes 57 tokens and not 350. The
+# commas stay outside: ftfy, where it is installed, makes them narrow.
+NEGATIVE_PHRASES = tuple(DEFAULT_NEGATIVE_PROMPT.split("，"))
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SYMBOLS = "0123456789.,;:!?'\"()[]{}<>-_/\\+=*&%$#@~^|`"
 _LISTS = (
@@ -115,6 +123,7 @@ def train_vocabulary(size: int) -> bytes:
         split_digits=True,
         max_sentencepiece_length=24,
         required_chars=LETTERS + SYMBOLS,
+        user_defined_symbols=list(NEGATIVE_PHRASES),
         num_threads=1,
         minloglevel=2,
     )

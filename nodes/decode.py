@@ -8,7 +8,7 @@ from ..wan_core.components import Vae, frames_last
 from ..wan_core.plan import ComponentPlan, resolve_decode
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.specs import video_frames
-from . import host
+from . import host, native
 from .handles import VaeHandle
 from .io_types import WanProfile, WanVae
 
@@ -43,7 +43,7 @@ class DecodeLatent(io.ComfyNode):
     def execute(
         cls, latent: dict[str, Tensor], vae: VaeHandle, profile: OptimizationProfile | None = None
     ) -> io.NodeOutput:
-        samples = host.latent_samples(latent)
+        samples = native.latent_samples(latent)
         plan = resolve_decode(profile or preset("auto"), host.hardware(), vae.source.spec, tuple(samples.shape[2:]))
         hooks = host.NodeHooks(cls.hidden.unique_id)
         with host.interruptible():

@@ -9,7 +9,7 @@ from ..wan_core.plan import resolve_decode, resolve_text
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import FRAME_STEP, MAX_SIDE, SIZE_STEP, VideoSize
 from ..wan_core.specs import DEFAULT_NEGATIVE_PROMPT, T2V_A14B
-from . import host
+from . import host, native
 from .handles import TextEncoderHandle, VaeHandle
 from .io_types import WanProfile, WanTextEncoder, WanVae
 
@@ -64,7 +64,7 @@ class EncodeText(io.ComfyNode):
             positive, negative = encoder.encode(prompts, hooks).split(1)
         if notes := encoder.notes(prompt, negative_prompt):
             hooks.say("\n".join(notes))
-        return io.NodeOutput(_conditioning(positive), _conditioning(negative))
+        return io.NodeOutput(native.conditioning(positive), native.conditioning(negative))
 
 
 class EmptyLatent(io.ComfyNode):
@@ -153,10 +153,10 @@ class EncodeVideo(io.ComfyNode):
 
 def _side(name: str, default: int) -> io.Int.Input:
     return io.Int.Input(
-        name, default=default, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=f"Pixels, a multiple of {SIZE_STEP}."
+        name,
+        default=default,
+        min=SIZE_STEP,
+        max=MAX_SIDE,
+        step=SIZE_STEP,
+        tooltip=f"Pixels, a multiple of {SIZE_STEP}.",
     )
-
-
-def _conditioning(embedding: Tensor) -> list[list[object]]:
-    """Native CONDITIONING of one text embedding; T5 has no pooled output, and the native encoder says so too."""
-    return [[embedding, {"pooled_output": None}]]

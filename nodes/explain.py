@@ -8,7 +8,7 @@ from torch import Tensor
 from ..wan_core.plan import Workload, resolve, resolve_decode, resolve_text
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import SampleRequest
-from . import host
+from . import host, native
 from .handles import ExpertsHandle, TextEncoderHandle, VaeHandle
 from .io_types import WanExperts, WanProfile, WanTextEncoder, WanVae
 from .sample import chosen_recipe, recipe_input
@@ -48,7 +48,7 @@ class ShowPlan(io.ComfyNode):
         text_encoder: TextEncoderHandle | None = None,
         vae: VaeHandle | None = None,
     ) -> io.NodeOutput:
-        samples, profile, hardware = host.latent_samples(latent), profile or preset("auto"), host.hardware()
+        samples, profile, hardware = native.latent_samples(latent), profile or preset("auto"), host.hardware()
         size = tuple(samples.shape[2:])
         workload = Workload(
             request=SampleRequest(recipe=chosen_recipe(recipe)), latent_size=size, batch=samples.shape[0]

@@ -1,7 +1,7 @@
 """The host adapter: everything our nodes ask of ComfyUI, apart from memory management (`patcher.py`).
 
-Files, device, progress, previews, interruption and the forms of native LATENT and CONDITIONING. No other file of the
-nodes imports comfy, folder_paths, latent_preview or server, so that another host needs another one of these.
+Files, device, progress, previews and interruption. No other file of the nodes imports comfy, folder_paths,
+latent_preview or server, so that another host needs another one of these.
 """
 
 import re
@@ -16,24 +16,21 @@ import folder_paths
 import latent_preview
 import torch
 from server import PromptServer
-from torch import Tensor
 
 from ..wan_core.errors import InputError, Interrupted
 from ..wan_core.hardware import Hardware
 from ..wan_core.hooks import StepEvent
-from ..wan_core.specs import T2V_A14B
 from .patcher import available_bytes
 
 PACK_ROOT = Path(__file__).parent.parent
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae")
-LATENT_CHANNELS = T2V_A14B.latent_channels
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def register_pack_models() -> None:
-    """Let every loader of the host, native ones included, see the models in the pack's own `models` folder."""
+    """Let every loader of the host, native ones included, see the models below the pack's own `models` folder."""
     for kind in MODEL_FOLDERS:
-        if (folder := PACK_ROOT / "models" / kind).is_dir():
+        for folder in sorted((PACK_ROOT / "models").glob(f"**/{kind}/")):
             folder_paths.add_model_folder_path(kind, str(folder))
 
 
@@ -49,6 +46,13 @@ def model_path(kind: str, name: str) -> Path:
         if (path := Path(folder, name)).exists():
             return path
     raise InputError(f"there is no {name!r} in the {kind} folders of this ComfyUI; choose another file or refresh")
+
+
+def stamps(kind: str, names: list[str]) -> str:
+    """Changes when one of these files does, so that the host opens it anew."""
+    paths = [model_path(kind, name) for name in names]
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.safetensors")))]
+    return repr([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
 def hardware() -> Hardware:
@@ -72,43 +76,9 @@ def interruptible() -> Iterator[None]:
         raise
 
 
-def latent_samples(latent: dict[str, Tensor]) -> Tensor:
-    """The tensor (B, 16, T, H, W) of a LATENT; raises `InputError` for any other latent."""
-    samples = latent["samples"]
-    if samples.ndim != 5 or samples.shape[1] != LATENT_CHANNELS:
-        hint = "; 48 channels are a latent of the Wan 2.2 VAE, for the 5B model" if samples.shape[1] == 48 else ""
-        raise InputError(
-            f"the latent has shape {tuple(samples.shape)}, expected a video latent (batch, {LATENT_CHANNELS}, frames, "
-            f"height / 8, width / 8), such as Wan Empty Latent gives{hint}"
-        )
-    return samples
-
-
-def refuse_noise_mask(latent: dict[str, Tensor]) -> None:
-    """Raise `InputError` for a LATENT with a mask, which would otherwise be ignored without a word."""
-    if latent.get("noise_mask") is not None:
-        raise InputError("the latent carries a noise mask, which the Wan sampler does not apply; remove the mask")
-
-
-def embeddings(name: str, conditioning: list[tuple[Tensor, dict[str, object]]]) -> Tensor:
-    """The text embedding (B, L, D) of a CONDITIONING that holds nothing else.
-
-    Combined conditionings, areas, masks, ranges and the like change what a sampler does; ours refuses what it would
-    have to ignore.
-    """
-    if len(conditioning) != 1:
-        raise InputError(
-            f"{name} conditioning has {len(conditioning)} entries, expected one; a prompt in one text encode node, or "
-            "conditionings joined by averaging, is one entry"
-        )
-    tensor, options = conditioning[0]
-    extra = sorted(key for key, value in options.items() if key != "pooled_output" and value is not None)
-    if extra:
-        raise InputError(
-            f"{name} conditioning carries {', '.join(map(repr, extra))}, which the Wan sampler does not apply; connect "
-            "the text encoder without the node that adds it"
-        )
-    return tensor
+def say(text: str, node_id: str) -> None:
+    """Show a line of text on a node."""
+    PromptServer.instance.send_progress_text(text, node_id)
 
 
 class NodeHooks:
@@ -162,5 +132,4 @@ class NodeHooks:
         return f"{per_step:.3g} s/step, {num_steps * per_step:.0f} s left"
 
     def say(self, text: str) -> None:
-        """Show a line of text on the node."""
-        PromptServer.instance.send_progress_text(text, self._node_id)
+        say(text, self._node_id)

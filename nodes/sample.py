@@ -10,7 +10,7 @@ from ..wan_core.plan import Workload, resolve
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import RECIPES, SOLVERS, Recipe, SampleRequest, recipe
 from ..wan_core.sample import Conditioning, sample
-from . import host
+from . import host, native
 from .handles import ExpertsHandle
 from .io_types import WanExperts, WanProfile
 
@@ -43,9 +43,7 @@ class MoeSampler(io.ComfyNode):
             inputs=[
                 WanExperts.Input("experts", tooltip="Both experts, from Load Wan Experts."),
                 io.Conditioning.Input("positive", tooltip=_CONDITIONING_TOOLTIP),
-                io.Conditioning.Input(
-                    "negative", tooltip=f"{_CONDITIONING_TOOLTIP} Not used where guidance is 1."
-                ),
+                io.Conditioning.Input("negative", tooltip=f"{_CONDITIONING_TOOLTIP} Not used where guidance is 1."),
                 io.Latent.Input(
                     "latent",
                     tooltip="Video latent (batch, 16, frames, height / 8, width / 8) in raw VAE space, from Wan Empty "
@@ -118,10 +116,10 @@ class MoeSampler(io.ComfyNode):
         **request: int | float | str,
     ) -> io.NodeOutput:
         """`request` holds the widgets that are fields of `SampleRequest` under the same names, which checks them."""
-        samples = host.latent_samples(latent)
-        host.refuse_noise_mask(latent)
+        samples = native.latent_samples(latent)
+        native.refuse_noise_mask(latent)
         conditioning = Conditioning(
-            positive=host.embeddings("positive", positive), negative=host.embeddings("negative", negative)
+            positive=native.embeddings("positive", positive), negative=native.embeddings("negative", negative)
         )
         levels = None if sigmas is None else tuple(sigmas.tolist())
         workload = Workload(
@@ -138,8 +136,8 @@ class MoeSampler(io.ComfyNode):
 
 
 _CONDITIONING_TOOLTIP = (
-    "One text embedding (1, 512, width of the experts' text input), from Wan Text Encode or a native text encode with a "
-    'CLIPLoader of type "wan".'
+    "One text embedding (1, 512, width of the experts' text input), from Wan Text Encode or a native text encode whose "
+    'CLIPLoader has the type "wan".'
 )
 
 
@@ -169,7 +167,9 @@ def _summary(each: Recipe) -> str:
 
 def _custom_inputs() -> list[io.Input]:
     return [
-        io.Int.Input("steps", default=_OFFICIAL.num_steps, min=1, max=1000, tooltip="Solver steps, both experts together."),
+        io.Int.Input(
+            "steps", default=_OFFICIAL.num_steps, min=1, max=1000, tooltip="Solver steps, both experts together."
+        ),
         io.Float.Input(
             "shift",
             default=_OFFICIAL.shift,

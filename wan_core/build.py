@@ -13,6 +13,8 @@ from .attention.interface import bind
 from .checkpoint.experts import ExpertPair
 from .checkpoint.load import load_module
 from .checkpoint.read import Checkpoint
+from .checkpoint.text_encoder import TextEncoderSource
+from .checkpoint.vae import VaeSource
 from .compilation import compile_blocks
 from .components import Experts, TextEncoder, Vae
 from .hardware import Hardware
@@ -22,8 +24,7 @@ from .models.transformer import WanTransformer, wants_float32
 from .models.vae21 import WanVae
 from .offload import KeepResident, OnBytes, Residency, SwapModules, Weights
 from .plan import ComponentPlan, ExpertsBinding
-from .report import Decision
-from .specs import Expert, TextEncoderSpec, VaeSpec
+from .specs import Expert
 
 MakeResidency = Callable[[Mapping[Expert, Weights]], Residency]
 _RESIDENCIES: Mapping[str, MakeResidency] = {"resident": KeepResident, "experts": SwapModules}
@@ -38,6 +39,10 @@ def build_experts(
     cross_attend, cross_decision = bind(binding.cross_attention, hardware, strict=strict)
     dtype = getattr(torch, binding.dtype)
     transformers, weights = {}, {}
+
+    def dtype_of(name: str) -> torch.dtype:
+        return torch.float32 if wants_float32(name) else dtype
+
     for expert in Expert:
         with torch.device("meta"):
             transformer = WanTransformer(
@@ -66,23 +71,21 @@ def build_experts(
     )
 
 
-def build_text_encoder(
-    plan: ComponentPlan, checkpoint: Checkpoint, spec: TextEncoderSpec, tokenizer: Tokenizer
-) -> TextEncoder:
-    """The text encoder as the plan says."""
+def build_text_encoder(plan: ComponentPlan, source: TextEncoderSource) -> TextEncoder:
+    """The text encoder as the plan says; its vocabulary is read at once, its weights when a prompt needs them."""
     with torch.device("meta"):
-        encoder = Umt5Encoder(spec)
+        encoder = Umt5Encoder(source.spec)
     dtype = getattr(torch, plan.dtype)
-    weights = _weights(encoder, checkpoint, plan.device, lambda name: dtype, dtype)
-    return TextEncoder(weights, tokenizer, plan.decisions)
+    weights = _weights(encoder, source.checkpoint, plan.device, lambda name: dtype, dtype)
+    return TextEncoder(weights, Tokenizer.from_bytes(source.vocabulary()), plan.decisions)
 
 
-def build_vae(plan: ComponentPlan, checkpoint: Checkpoint, spec: VaeSpec) -> Vae:
+def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:
     """The VAE as the plan says; its tiles are chosen per latent and passed to each decode."""
     with torch.device("meta"):
-        vae = WanVae(spec)
+        vae = WanVae(source.spec)
     dtype = getattr(torch, plan.dtype)
-    return Vae(_weights(vae, checkpoint, plan.device, lambda name: dtype, dtype), plan.decisions)
+    return Vae(_weights(vae, source.checkpoint, plan.device, lambda name: dtype, dtype), plan.decisions)
 
 
 def _weights(

@@ -59,6 +59,20 @@ class TextEncoder:
         """Whether encoding these prompts needs no weights."""
         return all(prompt in self._cache for prompt in prompts)
 
+    def notes(self, prompts: Mapping[str, str]) -> list[str]:
+        """What a user should know about their prompts, by the name of each: empty, or too long."""
+        notes = []
+        for name, prompt in prompts.items():
+            tokens = self.tokenizer.encode(prompt)
+            if not prompt.strip():
+                notes.append(f"the {name} is empty; the embedding of an empty text is used")
+            elif tokens.num_dropped:
+                notes.append(
+                    f"the {name} is {len(tokens.ids) + tokens.num_dropped} tokens long; the last {tokens.num_dropped} are "
+                    f"not used, the model takes {len(tokens.ids)}"
+                )
+        return notes
+
     def encode(self, prompts: Sequence[str], hooks: RunHooks) -> Tensor:
         """Embeddings of the prompts, in their order; equal prompts are encoded once."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]

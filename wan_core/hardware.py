@@ -64,6 +64,11 @@ class Hardware:
         """Version of an optional library, `None` where it is not installed."""
         return dict(self.libraries).get(name)
 
+    def environment(self) -> dict[str, str]:
+        """What a report is worth little without."""
+        versions = {"torch": self.torch_version, "CUDA": self.cuda_version or "none", "Python": platform.python_version()}
+        return {"device": self.name, **versions, **dict(self.libraries)}
+
     @classmethod
     def detect(cls, device: str | None = None, *, free_memory: int | None = None) -> "Hardware":
         """Describe `device` (the first CUDA device, else the CPU). `free_memory` overrides what the driver says.

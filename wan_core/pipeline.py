@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .build import build_experts, build_text_encoder, build_vae
 from .checkpoint.experts import open_experts
-from .checkpoint.find import ModelFiles
+from .checkpoint.find import ModelFiles, find_model
 from .checkpoint.text_encoder import open_text_encoder
 from .checkpoint.vae import open_vae
 from .components import Experts, TextEncoder, Vae
@@ -76,11 +76,11 @@ class WanPipeline:
         hooks.on_phase("text")
         text = self._text = self._text or build_text_encoder(plan.text, self._text_source)
         with measured_phase(report, "text", plan.text.device):
-            positive, opposite = text.encode([prompt, negative or DEFAULT_NEGATIVE_PROMPT], hooks).split(1)
+            positive, opposite = text.encode([prompt, negative.strip() or DEFAULT_NEGATIVE_PROMPT], hooks).split(1)
             if plan.text.peak_bytes + plan.experts.peak_bytes > self._hardware().free_memory:
                 text.weights.drop()
         report.decisions += text.decisions
-        report.warnings += text.notes(prompt, negative)
+        report.warnings += text.notes({"prompt": prompt, **({"negative prompt": negative} if negative.strip() else {})})
         return Conditioning(positive=positive, negative=opposite)
 
     def sample(
@@ -108,6 +108,10 @@ class WanPipeline:
         self._make_room(plan.decode)
         yield from self._vae.decode_chunks(latent, plan.decode.tile, hooks)
 
+    def environment(self) -> dict[str, str]:
+        """The machine and the versions that a report is worth little without."""
+        return self._hardware().environment()
+
     def _make_room(self, decode: ComponentPlan) -> None:
         """Move idle experts to the host where the decode would not fit beside them."""
         for weights in self._experts.weights.values() if self._experts else ():
@@ -126,6 +130,4 @@ class WanPipeline:
 
 def open_pipeline(folder: str | Path, profile: str = "auto", *, device: str | None = None) -> WanPipeline:
     """The model in a folder (official or ComfyUI layout), run with a preset profile."""
-    from .checkpoint.find import find_model
-
     return WanPipeline(find_model(folder), preset(profile), device=device)

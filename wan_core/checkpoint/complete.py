@@ -21,12 +21,16 @@ def num_layers(checkpoint: Checkpoint, prefix: str) -> int:
 
 
 def shape_of(checkpoint: Checkpoint, name: str, rank: int) -> tuple[int, ...]:
-    """Shape of a tensor that dimensions are read from; raises `CheckpointError` where it is absent or of another rank."""
+    """Shape of a tensor that dimensions are read from; raises `CheckpointError` where there is none of that rank."""
     info = checkpoint.tensors.get(name)
     if info is None:
-        raise CheckpointError(f"{checkpoint.label} is incomplete: tensor {quoted(name)} is missing{_shard_hint(checkpoint)}")
+        raise CheckpointError(
+            f"{checkpoint.label} is incomplete: tensor {quoted(name)} is missing{_shard_hint(checkpoint)}"
+        )
     if len(info.shape) != rank or 0 in info.shape:
-        raise CheckpointError(f"tensor {quoted(name)} of {checkpoint.label} has shape {info.shape}, expected {rank} sizes")
+        raise CheckpointError(
+            f"tensor {quoted(name)} of {checkpoint.label} has shape {info.shape}, expected {rank} sizes"
+        )
     return info.shape
 
 
@@ -34,12 +38,14 @@ def expect_names(checkpoint: Checkpoint, expected: Collection[str], what: str) -
     """Raise `CheckpointError` with the number of absent tensors, and the first of them."""
     if missing := [name for name in expected if name not in checkpoint.tensors]:
         raise CheckpointError(
-            f"{checkpoint.label} is incomplete: {len(missing)} of the {len(expected)} tensors of {what} "
-            f"{'is' if len(missing) == 1 else 'are'} missing, the first is {quoted(missing[0])}{_shard_hint(checkpoint)}"
+            f"{checkpoint.label} is incomplete: it lacks {len(missing)} of the {len(expected)} tensors of {what}, the "
+            f"first is {quoted(missing[0])}{_shard_hint(checkpoint)}"
         )
 
 
-def expect_exactly(checkpoint: Checkpoint, kind: Kind, expected: Shapes, what: str, extras: Collection[str] = ()) -> None:
+def expect_exactly(
+    checkpoint: Checkpoint, kind: Kind, expected: Shapes, what: str, extras: Collection[str] = ()
+) -> None:
     """Raise `CheckpointError` for absent tensors, for other shapes, and for tensors that neither list names."""
     expect_names(checkpoint, expected.keys(), what)
     tensors = checkpoint.tensors_of(kind)

@@ -4,9 +4,11 @@ Names in the wild: `high_noise_model/`, `wan2.2_t2v_high_noise_14B_fp16`, `Wan2_
 `Wan2.2-T2V-A14B-HighNoise-Q4_K_M`, `wan22_t2v_h`. Words are compared whole, so that `highres` or `lowvram` say nothing.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..errors import CheckpointError
 from ..specs import Expert
@@ -17,10 +19,11 @@ METADATA_KEY = "wan_velocity.expert"
 
 # "HighNoise14B_fp16" -> High, Noise, 14, B, fp, 16
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-_WORDS = {"high": Expert.HIGH, "low": Expert.LOW, "highnoise": Expert.HIGH, "lownoise": Expert.LOW}
+# "highnoise", which no capital letter divides.
+_JOINED = re.compile(r"(?<![a-z])(high|low)noise", re.IGNORECASE)
 # What follows "high" or "low" where they speak of something else than noise.
 _OTHER_SENSES = frozenset(
-    "bit bits detail details fps mem memory motion precision quality ram rank res resolution speed step steps vram".split()
+    "bit bits detail fps memory motion precision quality ram rank res resolution speed step steps vram".split()
 )
 # A lone h or l between separators: only trusted in a pair of names that are otherwise equal.
 _LETTER = re.compile(r"(?<![A-Za-z0-9])[hHlL](?![A-Za-z0-9])")
@@ -28,9 +31,10 @@ _LETTER = re.compile(r"(?<![A-Za-z0-9])[hHlL](?![A-Za-z0-9])")
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Which expert, and what says so, as the subject of a sentence."""
+    """Which expert, what says so, and that again as the subject of a sentence."""
 
     expert: Expert
+    by: Literal["name", "folder", "metadata"]
     source: str
 
 
@@ -47,24 +51,38 @@ def expert_of(checkpoint: Checkpoint) -> Evidence | None:
 
 def expert_by_name(path: Path) -> Evidence | None:
     """The expert that the name of a file says it is, else the name of its folder."""
-    path = path.absolute()
-    name = path.name if path.is_dir() else path.name.removesuffix(".index.json").removesuffix(".safetensors")
-    if expert := _spoken(name):
-        return Evidence(expert, "its name")
-    if not path.is_dir() and (expert := _spoken(path.parent.name)):
-        return Evidence(expert, f"its folder {quoted(path.parent.name)}")
-    return None
+    # Not resolved: the hub's cache links readable names to hashes.
+    path = Path(os.path.abspath(path))
+    if path.is_dir():
+        expert = _by_folder(path.name)
+        return Evidence(expert, "name", "its name") if expert else None
+    if expert := _by_file(path.name.removesuffix(".safetensors")):
+        return Evidence(expert, "name", "its name")
+    expert = _by_folder(path.parent.name)
+    return Evidence(expert, "folder", f"its folder {quoted(path.parent.name)}") if expert else None
 
 
-def experts_by_letter(first: Path, second: Path) -> tuple[Expert, Expert] | None:
-    """The experts of two files whose names differ in nothing but a lone h and a lone l."""
+def evidence_of_pair(first: Checkpoint, second: Checkpoint) -> tuple[Evidence | None, Evidence | None]:
+    """What is known of each of two checkpoints that are given as a pair."""
+    found = expert_of(first), expert_of(second)
+    if found == (None, None):
+        return _by_letter(first.path, second.path)
+    if first.path.absolute().parent == second.path.absolute().parent:
+        # A folder speaks of all that is in it, so it cannot tell two of its files apart.
+        return tuple(None if evidence and evidence.by == "folder" else evidence for evidence in found)
+    return found
+
+
+def _by_letter(first: Path, second: Path) -> tuple[Evidence | None, Evidence | None]:
+    """Two files whose names differ in nothing but a lone h and a lone l."""
     letters = _LETTER.findall(first.stem), _LETTER.findall(second.stem)
     if _LETTER.sub("*", first.stem) != _LETTER.sub("*", second.stem):
-        return None
+        return None, None
     differing = [(a.lower(), b.lower()) for a, b in zip(*letters, strict=True) if a.lower() != b.lower()]
-    if differing == [("h", "l")]:
-        return Expert.HIGH, Expert.LOW
-    return (Expert.LOW, Expert.HIGH) if differing == [("l", "h")] else None
+    if differing not in ([("h", "l")], [("l", "h")]):
+        return None, None
+    first_expert = Expert.HIGH if differing[0][0] == "h" else Expert.LOW
+    return Evidence(first_expert, "name", "its name"), Evidence(first_expert.other, "name", "its name")
 
 
 def _by_metadata(checkpoint: Checkpoint) -> Evidence | None:
@@ -75,16 +93,28 @@ def _by_metadata(checkpoint: Checkpoint) -> Evidence | None:
         raise CheckpointError(
             f"the metadata of {checkpoint.label} say {METADATA_KEY} {quoted(stated)}, expected 'high' or 'low'"
         )
-    return Evidence(Expert(stated), "its metadata")
+    return Evidence(Expert(stated), "metadata", "its metadata")
 
 
-def _spoken(name: str) -> Expert | None:
-    """The one expert that a name speaks of; `None` for none or for both."""
-    words = [word.lower() for word in _WORD.findall(name)]
-    following = [*words[1:], ""]
-    noise = {_WORDS[word] for word, after in zip(words, following, strict=True) if word in _WORDS and after == "noise"}
-    bare = {
-        _WORDS[word] for word, after in zip(words, following, strict=True) if word in _WORDS and after not in _OTHER_SENSES
-    }
-    found = noise or bare
-    return found.pop() if len(found) == 1 else None
+def _by_file(name: str) -> Expert | None:
+    """The one expert that a file's name speaks of; "high noise" counts before a bare "high"."""
+    words = _words(name)
+    noise = {expert for expert, after in words if after == "noise"}
+    return _only(noise or {expert for expert, after in words if after not in _OTHER_SENSES})
+
+
+def _by_folder(name: str) -> Expert | None:
+    """The one expert that a folder's name speaks of: "high noise", or nothing but "high". Folders have many names."""
+    words = _words(name)
+    return _only({expert for expert, after in words if after == "noise" or _WORD.fullmatch(name)})
+
+
+def _words(name: str) -> list[tuple[Expert, str]]:
+    """The experts that a name mentions, each with the word that follows."""
+    words = [word.lower() for word in _WORD.findall(_JOINED.sub(r"\1_noise", name))]
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    return [(Expert(word), after) for word, after in pairs if word in ("high", "low")]
+
+
+def _only(found: set[Expert]) -> Expert | None:
+    return next(iter(found)) if len(found) == 1 else None

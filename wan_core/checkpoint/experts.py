@@ -5,20 +5,21 @@ Both are refused where they can be told: by folder, file name or metadata, and b
 says which is which, the given order is used and a note says so.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 
 from ..errors import CheckpointError
 from ..specs import Expert, TransformerSpec
-from .expert_name import Evidence, expert_by_name, expert_of, experts_by_letter
+from .expert_name import evidence_of_pair, expert_by_name
 from .read import Checkpoint, open_checkpoint
 from .sentences import label, listing
 from .transformer import transformer_spec
 
-# Small tensors that training changes, and one row of a large one.
-_FINGERPRINT = ("head.modulation", "time_projection.1.bias", "blocks.0.modulation", "blocks.0.self_attn.q.bias")
+# Small tensors that training changes: 3 MB of a real expert.
+_FINGERPRINT = ("head.modulation", "blocks.0.modulation", "time_projection.1.bias", "time_embedding.0.weight")
 # Of the same numbers in two dtypes some round differently; two experts agree in next to none.
 _SAME = 0.99
 
@@ -47,7 +48,9 @@ def open_experts(high: Path | str, low: Path | str | None = None) -> ExpertPair:
         high, low = find_experts(Path(high))
     high, low = Path(high), Path(low)
     if _is_same_file(high, low):
-        raise CheckpointError(f"{label(high)} was given as both experts, expected one high-noise and one low-noise file")
+        raise CheckpointError(
+            f"{label(high)} was given as both experts, expected one high-noise and one low-noise file"
+        )
     opened = open_checkpoint(high), open_checkpoint(low)
     specs = transformer_spec(opened[0]), transformer_spec(opened[1])
     if specs[0] != specs[1]:
@@ -68,51 +71,76 @@ def find_experts(folder: Path) -> tuple[Path, Path]:
     if not folder.exists():
         raise CheckpointError(f"{str(folder)!r} does not exist")
     if not folder.is_dir():
-        other = "low" if (found := expert_by_name(folder)) is None else found.expert.other.value
-        raise CheckpointError(f"{label(folder)} is one expert; give the {other}-noise expert too, or the folder with both")
-    found = expert_candidates(folder)
-    for expert, paths in found.items():
-        if len(paths) > 1:
-            names = listing(path.name for path in paths)
-            raise CheckpointError(f"{label(folder)} holds several {expert.value}-noise experts ({names}); give the files")
-    missing = [expert.value for expert, paths in found.items() if not paths]
-    if missing:
-        raise CheckpointError(
-            f"{label(folder)} holds no {' and no '.join(missing)}-noise expert, expected the folders high_noise_model and "
-            "low_noise_model, or .safetensors files whose names contain high and low"
-        )
-    return found[Expert.HIGH][0], found[Expert.LOW][0]
+        known = expert_by_name(folder)
+        other = f"the {known.expert.other.value}-noise" if known else "the other"
+        raise CheckpointError(f"{label(folder)} is one expert; give {other} expert too, or the folder with both")
+    try:
+        return choose_experts(expert_candidates(folder), label(folder))
+    except OSError as error:
+        raise CheckpointError(f"{str(folder)!r} cannot be read: {error.strerror or error}") from error
 
 
-def expert_candidates(folder: Path) -> dict[Expert, list[Path]]:
-    """Entries of a folder whose names say which expert they are: .safetensors files, and folders with such files."""
+def expert_candidates(*folders: Path) -> dict[Expert, list[Path]]:
+    """Entries of folders whose names say which expert they are: .safetensors files, and folders with such files."""
     found: dict[Expert, list[Path]] = {expert: [] for expert in Expert}
-    for entry in sorted(folder.iterdir()):
-        holds_weights = any(entry.glob("*.safetensors")) if entry.is_dir() else entry.suffix == ".safetensors"
-        # Only its own name counts here: the folder's speaks of all of its entries.
-        evidence = expert_by_name(entry) if holds_weights else None
-        if evidence and evidence.source == "its name":
-            found[evidence.expert].append(entry)
+    for folder in folders:
+        if not folder.is_dir() or any(folder in paths for paths in found.values()):
+            continue
+        for entry in sorted(folder.iterdir()):
+            holds_weights = any(entry.glob("*.safetensors")) if entry.is_dir() else entry.suffix == ".safetensors"
+            evidence = expert_by_name(entry) if holds_weights else None
+            # Only its own name counts here: its folder's speaks of all that is in it.
+            if evidence and evidence.by == "name":
+                found[evidence.expert].append(entry)
     return found
+
+
+def choose_experts(candidates: Mapping[Expert, Sequence[Path]], where: str) -> tuple[Path, Path]:
+    """The one high-noise and the one low-noise expert among candidates; `where` they are begins the sentence if not."""
+    chosen = {}
+    for expert, paths in candidates.items():
+        # LoRAs and image-to-video experts carry the same words in their names.
+        usable = [path for path in paths if _is_usable(path)] if len(paths) > 1 else list(paths)
+        if len(usable) > 1:
+            names = listing(label(path) for path in usable)
+            raise CheckpointError(
+                f"{where} holds several {expert.value}-noise experts ({names}); give the two files to use"
+            )
+        chosen[expert] = usable
+    if missing := [expert.value for expert, paths in chosen.items() if not paths]:
+        raise CheckpointError(
+            f"{where} holds no {' and no '.join(missing)}-noise text-to-video expert, expected the folders "
+            "high_noise_model and low_noise_model, or .safetensors files whose names contain high and low"
+        )
+    return chosen[Expert.HIGH][0], chosen[Expert.LOW][0]
+
+
+def _is_usable(path: Path) -> bool:
+    try:
+        transformer_spec(open_checkpoint(path))
+    except CheckpointError:
+        return False
+    return True
 
 
 def _check_order(high: Checkpoint, low: Checkpoint) -> tuple[str, ...]:
     """Raise `CheckpointError` where the order is wrong; returns a note where it cannot be known."""
-    evidence = expert_of(high), expert_of(low)
-    if evidence == (None, None) and (letters := experts_by_letter(high.path, low.path)):
-        evidence = Evidence(letters[0], "its name"), Evidence(letters[1], "its name")
-    of_high, of_low = evidence
+    of_high, of_low = evidence_of_pair(high, low)
     high_is_low = of_high is not None and of_high.expert is Expert.LOW
     low_is_high = of_low is not None and of_low.expert is Expert.HIGH
     if high_is_low and low_is_high:
         raise CheckpointError(
-            f"the experts are swapped: {high.label} is the low-noise one ({of_high.source} says so) and {low.label} the "
-            f"high-noise one ({of_low.source} says so)"
+            f"the experts are swapped: {high.label} is the low-noise one ({of_high.source} says so) and {low.label} "
+            f"the high-noise one ({of_low.source} says so)"
         )
     if high_is_low:
-        raise CheckpointError(f"{high.label} is the low-noise expert ({of_high.source} says so), expected the high-noise one")
+        raise CheckpointError(
+            f"{high.label} is the low-noise expert ({of_high.source} says so), expected the high-noise one"
+        )
     if low_is_high:
-        raise CheckpointError(f"{low.label} is the high-noise expert ({of_low.source} says so), expected the low-noise one")
+        raise CheckpointError(
+            f"{low.label} is the high-noise expert ({of_low.source} says so), expected the low-noise one"
+        )
     if of_high and of_low:
         return ()
     if of_high or of_low:
@@ -130,7 +158,7 @@ def _is_same_file(a: Path, b: Path) -> bool:
 
 
 def _difference(a: TransformerSpec, b: TransformerSpec) -> str:
-    names = [name for name in TransformerSpec.__slots__ if getattr(a, name) != getattr(b, name)]
+    names = [entry.name for entry in fields(TransformerSpec) if getattr(a, entry.name) != getattr(b, entry.name)]
     return ", ".join(f"{name} is {getattr(a, name)} in one and {getattr(b, name)} in the other" for name in names)
 
 

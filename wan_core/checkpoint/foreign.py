@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _SAFETENSORS_INSTEAD = (
-    "expected a .safetensors file, such as those of Comfy-Org/Wan_2.2_ComfyUI_Repackaged (wan2.2_t2v_high_noise_14B_fp16, "
-    "umt5_xxl_fp16, wan_2.1_vae)"
+    "expected a .safetensors file, such as those of Comfy-Org/Wan_2.2_ComfyUI_Repackaged "
+    "(wan2.2_t2v_high_noise_14B_fp16, umt5_xxl_fp16, wan_2.1_vae)"
 )
 _GGUF = f"is a GGUF file, a format that is not read here; {_SAFETENSORS_INSTEAD}"
 _PICKLE = f"is a PyTorch pickle, a format that is not read here; {_SAFETENSORS_INSTEAD}"

@@ -106,8 +106,8 @@ def _header_bytes(path: Path, file: BinaryIO, size: int) -> bytes:
     if length == 0:
         raise CheckpointError(f"{label(path)} begins with zeros: no safetensors file, or an unfinished download")
     raise CheckpointError(
-        f"{label(path)} claims a header of {length} bytes, expected at most {MAX_JSON_BYTES} in a file of {size} bytes: "
-        "it is truncated, or no safetensors file"
+        f"{label(path)} claims a header of {length} bytes, expected at most {MAX_JSON_BYTES} in a file of {size} "
+        "bytes: it is truncated, or no safetensors file"
     )
 
 

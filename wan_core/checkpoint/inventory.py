@@ -48,9 +48,7 @@ def text_encoder_shapes(spec: TextEncoderSpec) -> Shapes:
 def vae_shapes(spec: VaeSpec) -> Shapes:
     """Every tensor of a Wan 2.1 VAE, encoder and decoder."""
     z = spec.latent_channels
-    return (
-        _encoder(spec) | _decoder(spec) | _layer("conv1", (2 * z, 2 * z, 1, 1, 1)) | _layer("conv2", (z, z, 1, 1, 1))
-    )
+    return _encoder(spec) | _decoder(spec) | _layer("conv1", (2 * z, 2 * z, 1, 1, 1)) | _layer("conv2", (z, z, 1, 1, 1))
 
 
 def _encoder(spec: VaeSpec) -> Shapes:
@@ -94,7 +92,11 @@ def _middle(side: str, width: int) -> Shapes:
     attention = f"{side}.middle.1"
     shapes = _residual(f"{side}.middle.0", width, width) | _residual(f"{side}.middle.2", width, width)
     shapes[f"{attention}.norm.gamma"] = (width, 1, 1)
-    return shapes | _layer(f"{attention}.to_qkv", (3 * width, width, 1, 1)) | _layer(f"{attention}.proj", (width, width, 1, 1))
+    return (
+        shapes
+        | _layer(f"{attention}.to_qkv", (3 * width, width, 1, 1))
+        | _layer(f"{attention}.proj", (width, width, 1, 1))
+    )
 
 
 def _head(side: str, width: int, channels: int) -> Shapes:

@@ -52,12 +52,12 @@ def load_module(
 
 
 def _matched(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
-    """The tensor of each parameter; raises `CheckpointError` with the number of those that do not fit, and the first."""
+    """The tensor of each parameter; raises `CheckpointError` with how many do not fit, and the first of them."""
     tensors = checkpoint.tensors
     if missing := [name for name in parameters if name not in tensors]:
         raise CheckpointError(
-            f"{checkpoint.label} lacks {counted(len(missing), 'tensor')} of the {len(parameters)} that the model needs, "
-            f"the first is {quoted(missing[0])}"
+            f"{checkpoint.label} lacks {len(missing)} of the {len(parameters)} tensors that the model needs, the first "
+            f"is {quoted(missing[0])}"
         )
     if wrong := [name for name, parameter in parameters.items() if tensors[name].shape != tuple(parameter.shape)]:
         first = wrong[0]
@@ -67,13 +67,13 @@ def _matched(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> Mappin
         )
     if encoded := [name for name in parameters if tensors[name].dtype not in FLOATS]:
         raise CheckpointError(
-            f"{checkpoint.label} holds {counted(len(encoded), 'tensor')} that {'is' if len(encoded) == 1 else 'are'} not "
-            f"plain floats, the first is {quoted(encoded[0])}: {tensors[encoded[0]].dtype}, expected {', '.join(FLOATS)}"
+            f"{checkpoint.label} does not hold plain floats in {counted(len(encoded), 'tensor')}, the first is "
+            f"{quoted(encoded[0])}: {tensors[encoded[0]].dtype}, expected {', '.join(FLOATS)}"
         )
     if unexpected := _unexpected(parameters, checkpoint):
         raise CheckpointError(
-            f"{checkpoint.label} holds {counted(len(unexpected), 'tensor')} that the model has no place for, the first is "
-            f"{quoted(unexpected[0])}"
+            f"{checkpoint.label} holds {counted(len(unexpected), 'tensor')} that the model has no place for, the "
+            f"first is {quoted(unexpected[0])}"
         )
     return {name: tensors[name] for name in parameters}
 

@@ -33,7 +33,7 @@ class Located:
 
 
 def locate(path: Path) -> Located:
-    """Find the files of the checkpoint at `path`; raises `CheckpointError` where there is not exactly one checkpoint."""
+    """The files of the checkpoint at `path`; raises `CheckpointError` where there is not exactly one checkpoint."""
     try:
         if path.is_dir():
             return _in_folder(path)
@@ -60,11 +60,11 @@ def _in_folder(folder: Path) -> Located:
     if files:
         names = listing(entry.name for entry in files)
         raise CheckpointError(
-            f"{label(folder)} holds {len(files)} .safetensors files and no index ({names}); give the path of one of them"
+            f"{label(folder)} holds {len(files)} .safetensors files and no index ({names}); give the path of one file"
         )
     others = [entry.name for entry in entries if entry.suffix.lower() in FOREIGN_SUFFIXES]
-    held = f"only formats that are not read here ({listing(others)})" if others else "none"
-    raise CheckpointError(f"{label(folder)} holds {held}, expected .safetensors files")
+    beside = f", only formats that are not read here ({listing(others)})" if others else ""
+    raise CheckpointError(f"{label(folder)} holds no .safetensors files{beside}")
 
 
 def _sharded(folder: Path, index: Path) -> Located:
@@ -88,7 +88,11 @@ def _sharded(folder: Path, index: Path) -> Located:
 
 def _is_plain(name: str) -> bool:
     """Whether a name is that of a file in the same folder, on any system."""
-    return name not in ("", ".", "..") and PurePosixPath(name).name == name == PureWindowsPath(name).name and "\0" not in name
+    return (
+        name not in ("", ".", "..")
+        and PurePosixPath(name).name == name == PureWindowsPath(name).name
+        and "\0" not in name
+    )
 
 
 def _config(folder: Path) -> Mapping[str, object]:

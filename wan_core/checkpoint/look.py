@@ -63,7 +63,7 @@ def look(checkpoint: Checkpoint) -> Look:
     for pattern, found in _LOOKS:
         if any(re.search(pattern, name) for name in names):
             return found
-    return Look("unknown", f"nothing that is known here (its first tensor is {quoted(names[0])})")
+    return Look("unknown", f"an unknown model (its first tensor is {quoted(names[0])})")
 
 
 def expect_kind(checkpoint: Checkpoint, kind: Kind, expected: str) -> None:
@@ -85,14 +85,18 @@ def quantisation(checkpoint: Checkpoint) -> str | None:
             return what + suffix
     if dtypes:
         return "fp8 weights" + suffix
-    integers = [info.dtype for name, info in checkpoint.tensors.items() if _is_weight(name) and info.dtype not in FLOATS]
+    integers = [
+        info.dtype for name, info in checkpoint.tensors.items() if _is_weight(name) and info.dtype not in FLOATS
+    ]
     return f"quantised weights ({integers[0]})" if integers else None
 
 
 def expect_plain(checkpoint: Checkpoint) -> None:
     """Raise `CheckpointError` for quantised weights."""
     if found := quantisation(checkpoint):
-        raise CheckpointError(f"{checkpoint.label} holds {found}, expected plain ones: use its fp16, bf16 or fp32 version")
+        raise CheckpointError(
+            f"{checkpoint.label} holds {found}, expected plain ones: use its fp16, bf16 or fp32 version"
+        )
 
 
 def _is_weight(name: str) -> bool:

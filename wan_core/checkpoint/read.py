@@ -1,6 +1,6 @@
 """A checkpoint: one file, a folder or shards, opened by its headers alone; its tensors are read when asked for.
 
-Tensors go by their official names whatever the file calls them (`keys.py`), so nothing behind this module knows formats.
+Tensors go by their official names whatever the file calls them (`keys.py`), so nothing that reads one knows formats.
 Opening costs the headers: no tensor is read and nothing is allocated for one.
 """
 

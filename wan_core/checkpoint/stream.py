@@ -25,7 +25,7 @@ _PACKED = ("float4_e2m1fn_x2", "float6_e2m3", "float6_e3m2")
 
 
 class Reader(Protocol):
-    """What a format implements to give its tensors. A context manager; `fill` is called for one tensor after another."""
+    """What a format implements to give its tensors: a context manager whose `fill` is called tensor by tensor."""
 
     def __enter__(self) -> "Reader": ...
 

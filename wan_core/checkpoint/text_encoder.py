@@ -85,7 +85,9 @@ def text_encoder_spec(checkpoint: Checkpoint) -> TextEncoderSpec:
     num_buckets, num_heads = shape_of(checkpoint, "blocks.0.pos_embedding.embedding.weight", 2)
     attention_dim = shape_of(checkpoint, "blocks.0.attn.q.weight", 2)[0]
     if attention_dim % num_heads:
-        raise CheckpointError(f"{checkpoint.label} has {num_heads} heads, which do not divide its width {attention_dim}")
+        raise CheckpointError(
+            f"{checkpoint.label} has {num_heads} heads, which do not divide its width {attention_dim}"
+        )
     spec = TextEncoderSpec(
         vocab_size=vocab_size,
         dim=dim,
@@ -100,14 +102,14 @@ def text_encoder_spec(checkpoint: Checkpoint) -> TextEncoderSpec:
 
 
 def has_vocabulary(checkpoint: Checkpoint) -> bool:
-    """Whether the file carries a sentencepiece model; raises `CheckpointError` where it carries something else there."""
+    """Whether the file carries a sentencepiece model; raises `CheckpointError` where that tensor is something else."""
     info = checkpoint.tensors.get(EMBEDDED_VOCABULARY)
     if info is None:
         return False
     if info.dtype != "uint8" or len(info.shape) != 1 or not 0 < info.nbytes <= _MAX_VOCABULARY_BYTES:
         raise CheckpointError(
-            f"tensor 'spiece_model' of {checkpoint.label} is {info.dtype} of shape {info.shape}, expected the bytes of a "
-            "sentencepiece model"
+            f"tensor 'spiece_model' of {checkpoint.label} is {info.dtype} of shape {info.shape}, expected the bytes "
+            "of a sentencepiece model"
         )
     return True
 

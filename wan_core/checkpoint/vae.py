@@ -42,13 +42,20 @@ def vae_spec(checkpoint: Checkpoint) -> VaeSpec:
     spec = _dimensions(checkpoint, channels)
     expect_exactly(checkpoint, "vae", vae_shapes(spec), "a Wan 2.1 VAE")
     if spec.stride != WAN21_VAE.stride:
-        raise CheckpointError(f"{checkpoint.label} is a VAE of stride {spec.stride}, expected {WAN21_VAE.stride} (t, h, w)")
+        raise CheckpointError(
+            f"{checkpoint.label} is a VAE of stride {spec.stride}, expected {WAN21_VAE.stride} (t, h, w)"
+        )
     return spec
+
+
+def is_wan22(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is the VAE of TI2V-5B, whose layers are nested one deeper."""
+    return any(name.startswith(_WAN22) for name in checkpoint.tensors)
 
 
 def _latent_channels(checkpoint: Checkpoint) -> int:
     channels = shape_of(checkpoint, "conv2.weight", 5)[0]
-    if channels == _WAN22_CHANNELS or any(name.startswith(_WAN22) for name in checkpoint.tensors):
+    if channels == _WAN22_CHANNELS or is_wan22(checkpoint):
         raise CheckpointError(
             f"{checkpoint.label} is the Wan 2.2 VAE ({channels} latent channels), which belongs to TI2V-5B; the 14B "
             f"experts need {_WANTED} ({WAN21_VAE.latent_channels} latent channels)"

@@ -82,3 +82,8 @@ class TerminalProgress:
     def _say(self, line: str) -> None:
         self._stream.write(line + "\n")
         self._stream.flush()
+
+
+def progress_hooks(num_steps: int) -> TerminalProgress:
+    """Hooks for a run of `num_steps` steps; to be used in a `with` statement."""
+    return TerminalProgress(num_steps)

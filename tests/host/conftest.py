@@ -1,0 +1,75 @@
+"""One ComfyUI for the whole host suite; skipped, and not in silence, where there is none."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from miniature.write import write_miniature
+from tests.host.client import Client, Prompt, Run
+from tests.host.graphs import miniature_graph
+from tests.host.server import ComfyInstall, ComfyServer, lay_out
+
+_REASON = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.host)
+    if ours and isinstance(found := ComfyInstall.find(), str):
+        config.stash[_REASON] = found
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason=found))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if reason := config.stash.get(_REASON, None):
+        terminalreporter.write_line(f"!!! HOST SUITE SKIPPED, nothing was tried in ComfyUI: {reason}", red=True)
+
+
+@pytest.fixture(scope="session")
+def install() -> ComfyInstall:
+    found = ComfyInstall.find()
+    assert isinstance(found, ComfyInstall), found
+    return found
+
+
+@pytest.fixture(scope="session")
+def server(install: ComfyInstall, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A running ComfyUI with both packs and the miniature model, in float32, in the pack's own models folder."""
+    base = tmp_path_factory.mktemp("comfyui")
+    pack = lay_out(base)
+    write_miniature(pack / "models" / "miniature", dtype=torch.float32)
+    with ComfyServer(install, base) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: ComfyServer) -> Client:
+    return server.client
+
+
+@pytest.fixture
+def graph() -> Prompt:
+    """The shipped miniature workflow in API format, made small; a copy to change at will."""
+    return miniature_graph()
+
+
+@pytest.fixture
+def saved(server: ComfyServer) -> Callable[[Prompt, dict[str, tuple[str, int]]], dict[str, torch.Tensor]]:
+    """Runs a graph and returns tensors from it: `saved(graph, {"latent": ("7", 0)})`."""
+
+    def run(graph: Prompt, wanted: dict[str, tuple[str, int]]) -> dict[str, torch.Tensor]:
+        for name, (node_id, slot) in wanted.items():
+            graph[f"save {name}"] = {
+                "class_type": "HostTestSaveTensor",
+                "inputs": {"value": [node_id, slot], "name": name},
+            }
+        result: Run = server.client.run(graph)
+        assert result.status == "execution_success", result.error
+        return {name: load_file(server.output / f"{name}.safetensors")["tensor"] for name in wanted}
+
+    return run

@@ -1,0 +1,161 @@
+"""From a folder to the files of a whole model: experts, text encoder, tokenizer and VAE.
+
+Two layouts: the official release (`high_noise_model/`, `low_noise_model/`, and the encoder and the VAE beside them),
+and ComfyUI's `models` folder (`diffusion_models/`, `text_encoders/`, `vae/`), or the folder of ComfyUI above it.
+Experts are found by name, since nothing else tells them apart; the encoder and the VAE by what their headers say, so
+that their names are free. Nothing is guessed: where two files would do, both are named; where none does, the places.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from ..errors import CheckpointError
+from .experts import choose_experts, expert_candidates
+from .foreign import FOREIGN_SUFFIXES
+from .keys import Kind
+from .locate import INDEX_SUFFIX
+from .look import look
+from .read import open_checkpoint
+from .sentences import label, listing, quoted
+from .text_encoder import open_text_encoder
+from .vae import open_vae
+
+EXPERT_PLACES = ("diffusion_models", "unet")
+TEXT_ENCODER_PLACES = ("text_encoders", "clip")
+VAE_PLACES = ("vae",)
+
+# ComfyUI lists files in subfolders too; nobody nests them deeper.
+_MAX_DEPTH = 3
+
+Source = TypeVar("Source")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part(Generic[Source]):
+    """A part that is found by its header: its kind, its name in sentences, its places, and what opens it."""
+
+    kind: Kind
+    what: str
+    places: tuple[str, ...]
+    open: Callable[[Path], Source]
+
+
+_TEXT_ENCODER = _Part("text_encoder", "text encoder", TEXT_ENCODER_PLACES, open_text_encoder)
+_VAE = _Part("vae", "VAE", VAE_PLACES, open_vae)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """Where the parts of one model are. tokenizer: `None` where the text encoder's file carries it."""
+
+    high: Path
+    low: Path
+    text_encoder: Path
+    tokenizer: Path | None
+    vae: Path
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """The checkpoints, experts first."""
+        return self.high, self.low, self.text_encoder, self.vae
+
+
+def find_model(folder: Path | str) -> ModelFiles:
+    """The parts of the model in a folder; raises `CheckpointError` with a clause for each missing or doubtful one."""
+    root = models_root(Path(folder))
+    problems: list[str] = []
+    experts = _attempt(
+        problems, lambda: choose_experts(expert_candidates(*folders_of(root, EXPERT_PLACES)), label(root))
+    )
+    encoder = _attempt(problems, lambda: _the_one(root, _TEXT_ENCODER))
+    vae = _attempt(problems, lambda: _the_one(root, _VAE))
+    if experts is None or encoder is None or vae is None:
+        raise CheckpointError("; ".join(problems))
+    return ModelFiles(
+        high=experts[0], low=experts[1], text_encoder=encoder.checkpoint.path, tokenizer=encoder.tokenizer,
+        vae=vae.checkpoint.path,
+    )  # fmt: skip
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder looks like one that holds a whole model rather than one checkpoint."""
+    places = (*EXPERT_PLACES, *TEXT_ENCODER_PLACES, *VAE_PLACES, "models")
+    return any((folder / place).is_dir() for place in places) or any(expert_candidates(folder).values())
+
+
+def folders_of(root: Path, places: Sequence[str]) -> Iterator[Path]:
+    """The folder itself, then the given subfolders of it and all that is in them."""
+    yield root
+    for place in places:
+        for path, subfolders, _ in os.walk(root / place):
+            here = Path(path)
+            if len(here.relative_to(root).parts) >= _MAX_DEPTH:
+                subfolders.clear()
+            subfolders.sort()
+            yield here
+
+
+def checkpoints_in(root: Path, places: Sequence[str]) -> Iterator[Path]:
+    """Files in a folder and in the given subfolders that may be checkpoints, and folders of shards in these."""
+    for folder in folders_of(root, places):
+        entries = sorted(folder.iterdir())
+        if folder != root and any(entry.name.endswith(INDEX_SUFFIX) for entry in entries):
+            yield folder
+        else:
+            yield from (
+                entry for entry in entries if entry.suffix == ".safetensors" or entry.suffix in FOREIGN_SUFFIXES
+            )
+
+
+def models_root(folder: Path) -> Path:
+    """The folder that the places are in: the one given or, where that is ComfyUI's own, its `models`."""
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(f"{str(folder)!r} {kind}, expected the folder of a model")
+    inside = folder / "models"
+    return inside if any((inside / place).is_dir() for place in EXPERT_PLACES) else folder
+
+
+def _attempt(problems: list[str], find: Callable[[], Source]) -> Source | None:
+    try:
+        return find()
+    except CheckpointError as error:
+        problems.append(str(error))
+    except OSError as error:
+        problems.append(f"{quoted(error.filename)} cannot be read: {error.strerror or error}")
+    return None
+
+
+def _the_one(root: Path, part: _Part[Source]) -> Source:
+    """The only file in the places of a part that opens as that part."""
+    usable, refused, foreign = [], [], []
+    for entry in checkpoints_in(root, part.places):
+        if entry.suffix in FOREIGN_SUFFIXES:
+            foreign.append(entry.name)
+            continue
+        try:
+            usable.append((entry, part.open(entry)))
+        except CheckpointError as error:
+            refused += [str(error)] if _is_meant(entry, part.kind, root) else []
+    if len(usable) == 1:
+        return usable[0][1]
+    if usable:
+        names = listing(label(entry) for entry, _ in usable)
+        raise CheckpointError(f"{label(root)} holds several files for the {part.what} ({names}); give the files to use")
+    looked = " and ".join(("the folder itself", *(repr(place) for place in part.places)))
+    found = f"; not usable: {refused[0]}" if refused else ""
+    found += f"; formats that are not read here: {listing(foreign)}" if foreign else ""
+    raise CheckpointError(f"{label(root)} holds no {part.what} (looked in {looked}){found}")
+
+
+def _is_meant(entry: Path, kind: Kind, root: Path) -> bool:
+    """Whether a file that does not open as a part was meant as one: by its place, or by what it holds."""
+    if entry.parent != root:
+        return True
+    try:
+        return look(open_checkpoint(entry)).kind == kind
+    except CheckpointError:
+        return True
