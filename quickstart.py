@@ -96,9 +96,12 @@ def make_environment() -> None:
 def choose_torch() -> str:
     """The default build where an NVIDIA card answers; else the much smaller CPU build where the index offers it."""
     if has_nvidia_card():
-        return f"torch=={TORCH}"
+        return f"torch==={TORCH}"  # three: two would also admit, and prefer, a CPU build that lies on an index
     cpu_build = f"torch=={TORCH}+cpu"
-    return cpu_build if pip("install", "--dry-run", "--no-deps", cpu_build, is_question=True) else f"torch=={TORCH}"
+    if pip("install", "--dry-run", "--no-deps", cpu_build, is_question=True):
+        return cpu_build
+    say("no NVIDIA card here, but the package index offers no CPU build of torch: taking the default one")
+    return f"torch=={TORCH}"
 
 
 def has_nvidia_card() -> bool:

@@ -59,13 +59,14 @@ POSITIONS = (
 COMMON = (
     "a", "an", "the", "and", "or", "of", "on", "in", "to", "from", "with", "without", "while", "then", "at", "by",
     "for", "is", "are", "it", "its", "that", "this", "there", "two", "not", "no", "other", "each", "both", "all",
-    "same", "different", "first", "second", "last", "next", "before", "after", "again", "back", "very", "more", "less", "only",
-    "who", "which", "where", "when", "his", "her", "their", "they", "he", "she", "man", "woman", "person", "people",
-    "child", "dog", "cat", "bird", "fish", "horse", "car", "boat", "house", "tree", "flower", "mountain", "river",
-    "city", "street", "forest", "beach", "sun", "moon", "star", "cloud", "rain", "fire", "light", "wind", "day", "face",
-    "hand", "eye", "head", "walks", "walking", "runs", "running", "looks", "looking", "stands", "sits", "dancing",
-    "beautiful", "old", "young", "new", "long", "short", "high", "low", "open", "round", "empty", "full", "slow",
-    "motion", "worst", "low", "best", "realistic", "cinematic", "dramatic", "ocean", "field", "road", "room", "window", "glass",
+    "same", "different", "first", "second", "last", "next", "before", "after", "again", "back", "very", "more", "less",
+    "only", "who", "which", "where", "when", "his", "her", "their", "they", "he", "she", "man", "woman", "person",
+    "people", "child", "dog", "cat", "bird", "fish", "horse", "car", "boat", "house", "tree", "flower", "mountain",
+    "river", "city", "street", "forest", "beach", "sun", "moon", "star", "cloud", "rain", "fire", "light", "wind",
+    "day", "face", "hand", "eye", "head", "walks", "walking", "runs", "running", "looks", "looking", "stands", "sits",
+    "dancing", "beautiful", "old", "young", "new", "long", "short", "high", "low", "open", "round", "empty", "full",
+    "slow", "motion", "worst", "low", "best", "realistic", "cinematic", "dramatic", "ocean", "field", "road", "room",
+    "window", "glass",
 )  # fmt: skip
 # The default negative prompt is Chinese, three bytes a character; as whole phrases it takes 57 tokens and not 350. The
 # commas stay outside: ftfy, where it is installed, makes them narrow.

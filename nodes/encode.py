@@ -58,11 +58,11 @@ class EncodeText(io.ComfyNode):
     ) -> io.NodeOutput:
         plan = resolve_text(profile or preset("auto"), host.hardware(), text_encoder.source.spec)
         hooks = host.NodeHooks(cls.hidden.unique_id)
-        prompts = [prompt, negative_prompt or DEFAULT_NEGATIVE_PROMPT]
+        prompts = {"prompt": prompt, "negative prompt": negative_prompt.strip() or DEFAULT_NEGATIVE_PROMPT}
         with host.interruptible():
-            encoder = text_encoder.ready(plan, prompts, hooks.on_load)
-            positive, negative = encoder.encode(prompts, hooks).split(1)
-        if notes := encoder.notes(prompt, negative_prompt):
+            encoder = text_encoder.ready(plan, list(prompts.values()), hooks.on_load)
+            positive, negative = encoder.encode(list(prompts.values()), hooks).split(1)
+        if notes := encoder.notes(prompts):
             hooks.say("\n".join(notes))
         return io.NodeOutput(native.conditioning(positive), native.conditioning(negative))
 

@@ -65,12 +65,10 @@ def expert_by_name(path: Path) -> Evidence | None:
 def evidence_of_pair(first: Checkpoint, second: Checkpoint) -> tuple[Evidence | None, Evidence | None]:
     """What is known of each of two checkpoints that are given as a pair."""
     found = expert_of(first), expert_of(second)
-    if found == (None, None):
-        return _by_letter(first.path, second.path)
     if first.path.absolute().parent == second.path.absolute().parent:
         # A folder speaks of all that is in it, so it cannot tell two of its files apart.
-        return tuple(None if evidence and evidence.by == "folder" else evidence for evidence in found)
-    return found
+        found = tuple(None if evidence and evidence.by == "folder" else evidence for evidence in found)
+    return found if any(found) else _by_letter(first.path, second.path)
 
 
 def _by_letter(first: Path, second: Path) -> tuple[Evidence | None, Evidence | None]:

@@ -130,7 +130,7 @@ def _tensor(path: Path, name: str, entry: object, first: int) -> TensorInfo:
     elif not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         problem = f"has the impossible byte range {quoted(offsets)}"
     elif math.prod(shape) * DTYPES[dtype][1] != 8 * (offsets[1] - offsets[0]):
-        problem = f"of shape {tuple(shape)} and dtype {dtype} cannot fill {offsets[1] - offsets[0]} bytes"
+        problem = f"of shape {quoted(shape)} and dtype {dtype} cannot fill {offsets[1] - offsets[0]} bytes"
     if problem:
         raise CheckpointError(f"{label(path)} is damaged: tensor {quoted(name)} {problem}")
     return TensorInfo(

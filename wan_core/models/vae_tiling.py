@@ -14,7 +14,7 @@ spans its tile instead of the frame. So tiles overlap and are blended over the o
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -64,25 +64,29 @@ def spans(size: int, length: int, overlap: int, *, source: int, target: int) -> 
     """The fewest tiles of `length` that cover `size` and share `overlap` latent rows or more, spread evenly.
 
     `source` and `target` are the input and output samples per latent row. At every output sample the weights of all
-    tiles sum to one.
+    tiles sum to one; they change over all that two neighbours share, because a tile is least exact at its border.
     """
     length = min(length, size)
     steps = math.ceil((size - length) / (length - overlap)) if length < size else 0
-    # sin^2 is flat at both ends, so that a tile sets in and fades out without a kink, and 1 - sin^2 is its mirror.
-    ramp = torch.sin((torch.arange(overlap * target) + 0.5) * (math.pi / 2 / (overlap * target))) ** 2
-    total, cover = torch.zeros(size * target), []
-    for step in range(steps + 1):
-        start = round(step * (size - length) / max(steps, 1))
-        weights = torch.ones(length * target)
-        if start > 0:
-            weights[: len(ramp)] = ramp
-        if start + length < size:
-            weights[-len(ramp) :] = ramp.flip(0)
-        span = Span(source=_scaled(start, length, source), target=_scaled(start, length, target), weights=weights)
-        total[span.target] += weights
-        cover.append(span)
-    # Neighbours may share more than their ramps, and small tiles may lie three deep: the division settles both.
+    starts = [round(step * (size - length) / max(steps, 1)) for step in range(steps + 1)]
+    cover = [
+        Span(source=_scaled(start, length, source), target=_scaled(start, length, target), weights=ones)
+        for start, ones in zip(starts, torch.ones(len(starts), length * target), strict=True)
+    ]
+    for before, after in pairwise(cover):
+        ramp = _ramp(before.target.stop - after.target.start)
+        after.weights[: len(ramp)] *= ramp
+        before.weights[-len(ramp) :] *= ramp.flip(0)
+    # Two neighbours' ramps sum to one already; where small tiles lie three deep only the division sees to it.
+    total = torch.zeros(size * target)
+    for span in cover:
+        total[span.target] += span.weights
     return [replace(span, weights=span.weights / total[span.target]) for span in cover]
+
+
+def _ramp(length: int) -> Tensor:
+    """From 0 to 1 as sin^2: flat at both ends, so that a tile sets in without a kink, and 1 minus it is its mirror."""
+    return torch.sin((torch.arange(length) + 0.5) * (math.pi / 2 / length)) ** 2
 
 
 def _scaled(start: int, length: int, scale: int) -> slice:

@@ -1,0 +1,102 @@
+"""Everything that decides what a training gives, in one place: data, batches, rates, budgets.
+
+A phase ends after `num_steps` where that is given, else after `seconds` of training: learning rates follow the share of
+it that is done, so that a faster or slower machine still ends at rest. Loading and compiling count for neither.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from miniature.clips import ClipSize
+from wan_core.specs import T2V_A14B
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeTraining:
+    """The autoencoder: mean squared and absolute error of pixels, and the divergence from a unit normal.
+
+    kl_weight: per element of the latent, against a mean over pixels. At 1e-3 the noise that the latent tolerates costs
+    no more than an error of 40 dB, and neighbours in latent space are neighbours on the screen.
+    long_after: share of the phase from which on clips are as long as the default video, in batches as much smaller.
+    """
+
+    seconds: float = 375.0
+    num_steps: int | None = None
+    batch: int = 24
+    size: ClipSize = ClipSize(17, 128, 128)
+    long_size: ClipSize = ClipSize(33, 128, 128)
+    long_after: float = 0.8
+    learning_rate: float = 1.5e-3
+    absolute_weight: float = 0.1
+    kl_weight: float = 1e-3
+    # Channels that carry next to nothing are not blown up to unit variance.
+    least_std: float = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankSettings:
+    """Latents of clips, coded once. `captions` wordings per clip, of at most `caption_tokens` tokens each."""
+
+    num_clips: int = 98304
+    part_clips: int = 8192
+    batch: int = 64
+    size: ClipSize = ClipSize(33, 128, 128)
+    captions: int = 3
+    caption_tokens: int = 32
+    held_out_clips: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertTraining:
+    """Flow matching of both experts and the text encoder, at once.
+
+    batch: clips per expert and step. text_len: positions that are computed; see `text.padded_attention`.
+    shift: of the noise levels. drop: share of captions replaced by the empty or the default negative prompt.
+    wrong: share of captions that belong to another clip. Captions of the wild are wrong, too; it is what guidance is
+    good for, and without it a world as clean as ours needs none.
+    """
+
+    seconds: float = 840.0
+    num_steps: int | None = None
+    batch: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999
+    shift: float = T2V_A14B.shift
+    boundary: float = T2V_A14B.boundary
+    text_len: int = 64
+    drop: float = 0.12
+    wrong: float = 0.12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A whole training."""
+
+    seed: int = 0
+    warmup_steps: int = 200
+    vae: VaeTraining = field(default_factory=VaeTraining)
+    bank: BankSettings = field(default_factory=BankSettings)
+    experts: ExpertTraining = field(default_factory=ExpertTraining)
+    log_every: int = 50
+
+    def within(self, minutes: float) -> "Settings":
+        """The same training in about `minutes` in all, a tenth of them for the bank, compiling and loading."""
+        factor = minutes / 25.0
+        return replace(
+            self,
+            vae=replace(self.vae, seconds=self.vae.seconds * factor),
+            bank=replace(self.bank, num_clips=max(int(self.bank.num_clips * min(factor, 1.0)), self.bank.part_clips)),
+            experts=replace(self.experts, seconds=self.experts.seconds * factor),
+        )
+
+
+_TINY = ClipSize(5, 32, 32)
+FULL = Settings()
+# Every stage in seconds on a CPU, to prove that all of it runs; what it makes shows nothing.
+SMOKE = Settings(
+    warmup_steps=2,
+    log_every=2,
+    vae=VaeTraining(num_steps=6, batch=2, size=_TINY, long_size=ClipSize(9, 32, 32)),
+    bank=BankSettings(num_clips=16, part_clips=8, batch=4, size=_TINY, held_out_clips=8),
+    experts=ExpertTraining(num_steps=6, batch=4),
+)
