@@ -183,7 +183,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=1280)
     parser.add_argument("--ffn-dim", type=int, default=3456)
     parser.add_argument("--heads", type=int, default=10)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=256, help="about so many tokens per sample")
     parser.add_argument("--seeds", type=int, default=1, help="weights and inputs are drawn so often; the mean is shown")
     return parser.parse_args()

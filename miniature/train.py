@@ -19,7 +19,7 @@ from miniature.training.export import export, take_up
 from miniature.training.journal import Journal, draw_curves
 from miniature.training.machine import Machine
 from miniature.training.pace import Deadline
-from miniature.training.settings import FULL, SMOKE, Settings
+from miniature.training.settings import FULL, FULL_MINUTES, SMOKE, Settings
 from miniature.training.store import Store
 from miniature.training.vae import train_vae
 from miniature.vocabulary import train_vocabulary
@@ -109,7 +109,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m miniature.train", description="Train the miniature Wan 2.2 model.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the weights, the log and the curves")
     parser.add_argument("--work", type=Path, help="folder for the state between processes (default: OUTPUT/state)")
-    parser.add_argument("--minutes", type=float, default=25.0, help="time on one H200 for everything (default: 25)")
+    parser.add_argument("--minutes", type=float, default=FULL_MINUTES, help="time on one H200 (default: %(default)g)")
     parser.add_argument("--limit-seconds", type=float, help="save and end this process before so many seconds")
     parser.add_argument("--stage", choices=STAGES, default="experts", help="last stage to run (default: experts)")
     parser.add_argument("--vae-steps", type=int, help="train the VAE for so many steps instead of a share of the time")

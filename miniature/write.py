@@ -106,9 +106,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
         write_safetensors(folder / file, shard, metadata)
         places |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(
-        folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places}
-    )
+    _write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -150,7 +148,18 @@ def _expert_metadata(parts: Parts, expert: Expert) -> dict[str, str]:
 
 
 def _official_config(spec: TransformerSpec) -> dict[str, object]:
-    names = ("dim", "eps", "ffn_dim", "freq_dim", "in_dim", "num_heads", "num_layers", "out_dim", "text_dim", "text_len")
+    names = (
+        "dim",
+        "eps",
+        "ffn_dim",
+        "freq_dim",
+        "in_dim",
+        "num_heads",
+        "num_layers",
+        "out_dim",
+        "text_dim",
+        "text_len",
+    )
     values = asdict(spec)
     return {"_class_name": "WanModel", "model_type": "t2v", **{name: values[name] for name in names}}
 

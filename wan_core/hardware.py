@@ -66,7 +66,11 @@ class Hardware:
 
     def environment(self) -> dict[str, str]:
         """What a report is worth little without."""
-        versions = {"torch": self.torch_version, "CUDA": self.cuda_version or "none", "Python": platform.python_version()}
+        versions = {
+            "torch": self.torch_version,
+            "CUDA": self.cuda_version or "none",
+            "Python": platform.python_version(),
+        }
         return {"device": self.name, **versions, **dict(self.libraries)}
 
     @classmethod

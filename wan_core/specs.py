@@ -15,9 +15,8 @@ class Expert(Enum):
     HIGH = "high"
     LOW = "low"
 
-    @property
-    def other(self) -> "Expert":
-        return Expert.LOW if self is Expert.HIGH else Expert.HIGH
+    def __str__(self) -> str:
+        return f"{self.value}-noise expert"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,10 +53,11 @@ def build_bank(
 ) -> bool:  # fmt: skip
     """Write every part that the store lacks; `False` where the deadline came first."""
     options = settings.bank
+    missing = [name for name in (*part_names(options), HELD_OUT_PART) if not store.has(name)]
+    if not missing:
+        return True
     clip, painter = machine.whole_clip(vae), machine.compiled(paint)
-    for name in [*part_names(options), HELD_OUT_PART]:
-        if store.has(name):
-            continue
+    for name in missing:
         if deadline.passed():
             return False
         held_out = name == HELD_OUT_PART

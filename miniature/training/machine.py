@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from miniature import architecture
@@ -43,6 +44,8 @@ class Machine:
     @classmethod
     def detect(cls) -> "Machine":
         machine = cls(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        # einops enters torch in its table at the first call; inside a compiled function that would invalidate the graph.
+        rearrange(torch.zeros(1), "A -> A")
         if machine.is_gpu:
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.benchmark = True

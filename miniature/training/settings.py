@@ -10,6 +10,9 @@ from miniature.clips import ClipSize
 from wan_core.specs import T2V_A14B
 
 
+FULL_MINUTES = 22.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaeTraining:
     """The autoencoder: mean squared and absolute error of pixels, and the divergence from a unit normal.
@@ -19,13 +22,13 @@ class VaeTraining:
     long_after: share of the phase from which on clips are as long as the default video, in batches as much smaller.
     """
 
-    seconds: float = 375.0
+    seconds: float = 300.0
     num_steps: int | None = None
     batch: int = 24
     size: ClipSize = ClipSize(17, 128, 128)
     long_size: ClipSize = ClipSize(33, 128, 128)
     long_after: float = 0.8
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1e-3
     absolute_weight: float = 0.1
     kl_weight: float = 1e-3
     # Channels that carry next to nothing are not blown up to unit variance.
@@ -36,7 +39,7 @@ class VaeTraining:
 class BankSettings:
     """Latents of clips, coded once. `captions` wordings per clip, of at most `caption_tokens` tokens each."""
 
-    num_clips: int = 98304
+    num_clips: int = 81920
     part_clips: int = 8192
     batch: int = 64
     size: ClipSize = ClipSize(33, 128, 128)
@@ -55,7 +58,7 @@ class ExpertTraining:
     good for, and without it a world as clean as ours needs none.
     """
 
-    seconds: float = 840.0
+    seconds: float = 720.0
     num_steps: int | None = None
     batch: int = 128
     learning_rate: float = 1e-3
@@ -80,8 +83,8 @@ class Settings:
     log_every: int = 50
 
     def within(self, minutes: float) -> "Settings":
-        """The same training in about `minutes` in all, a tenth of them for the bank, compiling and loading."""
-        factor = minutes / 25.0
+        """The same training in about `minutes` in all, a fifth of them for the bank, compiling and loading."""
+        factor = minutes / FULL_MINUTES
         return replace(
             self,
             vae=replace(self.vae, seconds=self.vae.seconds * factor),

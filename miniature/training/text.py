@@ -13,6 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wan_core.attention.interface import Attend
 from wan_core.models.t5 import Umt5Encoder
@@ -27,12 +28,15 @@ def padded_attention(text_len: int, full_len: int, device: torch.device, dtype: 
     """Cross attention over `text_len` positions, equal to attention over `full_len` with more padding at the end."""
     bias = torch.zeros(1, 1, 1, text_len, device=device, dtype=dtype)
     bias[..., -1] = math.log(full_len - text_len + 1)
-    return partial(_attend, bias=bias)
+    # Of the fused kernels for GPUs this is the one that takes a bias in every release.
+    kernel = SDPBackend.EFFICIENT_ATTENTION if device.type == "cuda" else SDPBackend.FLASH_ATTENTION
+    return partial(_attend, bias=bias, kernel=kernel)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor, kernel: SDPBackend) -> Tensor:
     mask = bias.expand(q.shape[0], q.shape[2], q.shape[1], -1)
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    with sdpa_kernel(kernel):
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return out.transpose(1, 2)
 
 

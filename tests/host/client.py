@@ -66,18 +66,21 @@ class Client:
         return json.loads(raw) if raw else None
 
     def queue(self, prompt: Prompt) -> str:
-        """Queue a graph in API format and return its id; raises `RejectedError` where validation refuses it."""
+        """Queue a graph in API format and return its id; raises `RejectedError` where validation refuses any node."""
         self._connect()
         try:
-            return self.post("/prompt", {"prompt": prompt, "client_id": self._id})["prompt_id"]
+            answer = self.post("/prompt", {"prompt": prompt, "client_id": self._id})
         except urllib.error.HTTPError as error:
             answer = json.load(error)
-            details = [
-                f"{item['message']}: {item['details']}"
-                for node in answer.get("node_errors", {}).values()
-                for item in node["errors"]
-            ]
-            raise RejectedError("\n".join(details) or str(answer)) from None
+        # A graph with several ends is run as far as it is valid, and what is refused stands beside its id.
+        details = [
+            f"{item['message']}: {item['details']}"
+            for node in answer.get("node_errors", {}).values()
+            for item in node["errors"]
+        ]
+        if details or "prompt_id" not in answer:
+            raise RejectedError("\n".join(details) or str(answer))
+        return answer["prompt_id"]
 
     def run(self, prompt: Prompt, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Run:
         """Queue a graph and wait until it has ended, however it ended."""

@@ -1,5 +1,6 @@
 """One ComfyUI for the whole host suite; skipped, and not in silence, where there is none."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from miniature.write import write_miniature
 from tests.host.client import Client, Prompt, Run
 from tests.host.graphs import miniature_graph
+from tests.host.models import write_models
 from tests.host.server import ComfyInstall, ComfyServer, lay_out
 
 _REASON = pytest.StashKey[str]()
@@ -39,10 +40,10 @@ def install() -> ComfyInstall:
 
 @pytest.fixture(scope="session")
 def server(install: ComfyInstall, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A running ComfyUI with both packs and the miniature model, in float32, in the pack's own models folder."""
+    """A running ComfyUI with both packs and the test models, in float32, in the pack's own models folder."""
     base = tmp_path_factory.mktemp("comfyui")
     pack = lay_out(base)
-    write_miniature(pack / "models" / "miniature", dtype=torch.float32)
+    write_models(pack / "models")
     with ComfyServer(install, base) as running:
         yield running
 
@@ -63,13 +64,15 @@ def saved(server: ComfyServer) -> Callable[[Prompt, dict[str, tuple[str, int]]],
     """Runs a graph and returns tensors from it: `saved(graph, {"latent": ("7", 0)})`."""
 
     def run(graph: Prompt, wanted: dict[str, tuple[str, int]]) -> dict[str, torch.Tensor]:
+        # A name that was never used keeps the host from answering with a file of another run.
+        files = {name: f"{name} {uuid.uuid4().hex}" for name in wanted}
         for name, (node_id, slot) in wanted.items():
             graph[f"save {name}"] = {
                 "class_type": "HostTestSaveTensor",
-                "inputs": {"value": [node_id, slot], "name": name},
+                "inputs": {"value": [node_id, slot], "name": files[name]},
             }
         result: Run = server.client.run(graph)
         assert result.status == "execution_success", result.error
-        return {name: load_file(server.output / f"{name}.safetensors")["tensor"] for name in wanted}
+        return {name: load_file(server.output / f"{file}.safetensors")["tensor"] for name, file in files.items()}
 
     return run

@@ -114,7 +114,7 @@ class ComfyServer:
 def _environment() -> dict[str, str]:
     """The environment without what belongs to the Python of the tests."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    return {"OMP_NUM_THREADS": "2", **inherited}
+    return {"OMP_NUM_THREADS": "1", **inherited}
 
 
 def _free_port() -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.host.client import Prompt
 from tests.host.graphs import MINI_VAE, inputs, native_experts, node_id, set_recipe
+from tests.host.models import WIDE_TEXT
 
 Saved = Callable[[Prompt, dict[str, tuple[str, int]]], dict[str, Tensor]]
 
@@ -115,4 +116,17 @@ def test_encode_equals_native_encode(graph: Prompt, saved: Saved) -> None:
     graph["native encode"] = {"class_type": "VAEEncode", "inputs": {"pixels": images, "vae": ["native vae", 0]}}
     found = saved(graph, {"ours": ("encode", 0), "native": ("native encode", 0)})
     assert found["ours"].shape == (1, 16, 2, 8, 8)
+    assert relative(found["ours"], found["native"]) <= 1e-3
+
+
+def test_takes_native_text_of_the_real_width(both: Prompt, saved: Saved) -> None:
+    """[1, 512, 4096] with zeros after the prompt, as a native CLIP gives it, on experts of that text width."""
+    inputs(both, "WanVelocityLoadExperts").update(WIDE_TEXT)
+    both["unet high"]["inputs"]["unet_name"] = WIDE_TEXT["high_noise"]
+    both["unet low"]["inputs"]["unet_name"] = WIDE_TEXT["low_noise"]
+    for name, seed in (("positive", 1), ("negative", 2)):
+        both[name] = {"class_type": "HostTestClipForm", "inputs": {"width": 4096, "length": 12, "seed": seed}}
+        for sampler in (node_id(both, "WanVelocitySampler"), "first", "second"):
+            both[sampler]["inputs"][name] = [name, 0]
+    found = saved(both, {"ours": (node_id(both, "WanVelocitySampler"), 0), "native": ("second", 0)})
     assert relative(found["ours"], found["native"]) <= 1e-3

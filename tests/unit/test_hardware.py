@@ -68,3 +68,9 @@ def test_gpu_is_described_and_measured():
     assert found.capability == torch.cuda.get_device_capability(0)
     assert 0 < found.free_memory <= found.total_memory
     assert found.rate("float32") > 1
+
+
+def test_environment_tells_what_a_report_needs(machine):
+    told = machine("h200", libraries=(("triton", "3.6.0"),)).environment()
+    assert (told["device"], told["torch"], told["CUDA"], told["triton"]) == ("NVIDIA H200", "2.13.0", "13.0", "3.6.0")
+    assert machine("cpu").environment()["CUDA"] == "none"

@@ -29,6 +29,7 @@ VAE_PLACES = ("vae",)
 
 # ComfyUI lists files in subfolders too; nobody nests them deeper.
 _MAX_DEPTH = 3
+_MAX_REASONS = 3
 
 Source = TypeVar("Source")
 
@@ -139,22 +140,20 @@ def _the_one(root: Path, part: _Part[Source]) -> Source:
         try:
             usable.append((entry, part.open(entry)))
         except CheckpointError as error:
-            refused += [str(error)] if _is_meant(entry, part.kind, root) else []
+            refused += [str(error)] if _is_meant(entry, part.kind) else []
     if len(usable) == 1:
         return usable[0][1]
     if usable:
         names = listing(label(entry) for entry, _ in usable)
         raise CheckpointError(f"{label(root)} holds several files for the {part.what} ({names}); give the files to use")
     looked = " and ".join(("the folder itself", *(repr(place) for place in part.places)))
-    found = f"; not usable: {refused[0]}" if refused else ""
+    found = f"; not usable: {'; '.join(refused[:_MAX_REASONS])}" if refused else ""
     found += f"; formats that are not read here: {listing(foreign)}" if foreign else ""
     raise CheckpointError(f"{label(root)} holds no {part.what} (looked in {looked}){found}")
 
 
-def _is_meant(entry: Path, kind: Kind, root: Path) -> bool:
-    """Whether a file that does not open as a part was meant as one: by its place, or by what it holds."""
-    if entry.parent != root:
-        return True
+def _is_meant(entry: Path, kind: Kind) -> bool:
+    """Whether a file that does not open as a part may have been meant as one, since it is unreadable or of its kind."""
     try:
         return look(open_checkpoint(entry)).kind == kind
     except CheckpointError:

@@ -22,6 +22,9 @@ from ..specs import TextEncoderSpec
 from .layers import Linear, RmsNorm
 from .tokenizer import Tokenizer
 
+# A power of two, so that it rounds nothing but what is already negligible: room up to 4.2 million in float16.
+FLOAT16_FRACTION = 2.0**-6
+
 
 class Umt5Encoder(nn.Module):
     """Token ids -> one float32 vector per token. May be built on the meta device."""
@@ -76,6 +79,8 @@ class Umt5Attention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
+    """fc2(gelu(gate(x)) * fc1(x)), the place where T5's activations outgrow float16: there it runs on a fraction."""
+
     def __init__(self, spec: TextEncoderSpec) -> None:
         super().__init__()
         self.gate = nn.Sequential(Projection(spec.dim, spec.ffn_dim), nn.GELU(approximate="tanh"))
@@ -83,7 +88,9 @@ class GatedFeedForward(nn.Module):
         self.fc2 = Projection(spec.ffn_dim, spec.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(saturate(self.gate(x) * self.fc1(x)))
+        fraction = FLOAT16_FRACTION if self.fc2.weight.dtype is torch.float16 else 1.0
+        hidden = saturate(self.gate(x) * (self.fc1(x) * fraction))
+        return self.fc2(hidden).float() / fraction
 
 
 class RelativeBias(nn.Module):
@@ -98,7 +105,7 @@ class RelativeBias(nn.Module):
 
 
 class Projection(Linear):
-    """A linear layer without bias whose output is always finite."""
+    """A linear layer without bias, saturating in float16."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -140,9 +147,7 @@ def bucket_edges(per_side: int, max_distance: int) -> list[int]:
 
 
 @torch.no_grad()
-def encode_prompts(
-    encoder: Umt5Encoder, tokenizer: Tokenizer, prompts: Sequence[str], text_len: int = 512
-) -> Tensor:
+def encode_prompts(encoder: Umt5Encoder, tokenizer: Tokenizer, prompts: Sequence[str], text_len: int = 512) -> Tensor:
     """Prompts -> context (B, text_len, dim) float32 on the encoder's device, exactly zero past each prompt's tokens.
 
     Every prompt runs alone over its real tokens: the same as a masked batch (padding keys get no weight), less work,
@@ -164,7 +169,6 @@ def check_vocabulary(spec: TextEncoderSpec, tokenizer: Tokenizer) -> None:
     """
     if not 0.95 * spec.vocab_size <= tokenizer.vocab_size <= spec.vocab_size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces and the text encoder {spec.vocab_size} embeddings, so they "
-            f"belong to different models; expected the spiece.model that came with this text encoder"
+            f"the tokenizer has {tokenizer.vocab_size} pieces and the text encoder {spec.vocab_size} embeddings, so "
+            f"they belong to different models; expected the spiece.model that came with this text encoder"
         )
-

@@ -166,8 +166,8 @@ class WanTransformer(nn.Module):
         rope = self.rope(grid, latent.device)
         # (B, 1) stands for one timestep per sample: everything below broadcasts over the tokens.
         features = timestep_features(timestep if timestep.ndim == 2 else timestep.unsqueeze(1), self.spec.freq_dim)
-        time = self.time_embedding(features).float()
-        modulation = rearrange(self.time_projection(time).float(), "B L (six D) -> B L six D", six=6)
+        time = self.time_embedding(features)
+        modulation = rearrange(self.time_projection(time), "B L (six D) -> B L six D", six=6)
 
         x = self.patch_embedding(latent).to(self.residual or text.dtype)
         for block, keys_values in zip(self.blocks, text.blocks, strict=True):

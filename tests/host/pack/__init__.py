@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 
 class SaveTensor(io.ComfyNode):
-    """Save whatever stands for a tensor (LATENT, CONDITIONING, IMAGE, SIGMAS) as `name`.safetensors in the output folder."""
+    """Save a LATENT, CONDITIONING, IMAGE or SIGMAS as `name`.safetensors in the output folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -118,7 +118,9 @@ def comfyui_model(folder: Path) -> Path:
     write_expert(folder / "diffusion_models" / "wan2.2_t2v_high_noise_14B_fp16.safetensors", 1)
     write_expert(folder / "diffusion_models" / "wan2.2_t2v_low_noise_14B_fp16.safetensors", 2)
     write(folder / "text_encoders" / "umt5_xxl_fp16.safetensors", hugging_face(text_encoder_tensors()))
-    write(folder / "text_encoders" / "clip_l.safetensors", {"text_model.encoder.layers.0.mlp.fc1.weight": torch.ones(2)})
+    write(
+        folder / "text_encoders" / "clip_l.safetensors", {"text_model.encoder.layers.0.mlp.fc1.weight": torch.ones(2)}
+    )
     write(folder / "vae" / "wan_2.1_vae.safetensors", vae_tensors())
     write(folder / "vae" / "ae.safetensors", {"decoder.mid.block_1.conv1.weight": torch.ones(2)})
     return folder

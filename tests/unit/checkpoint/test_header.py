@@ -20,7 +20,11 @@ from wan_core.errors import CheckpointError
 
 EIGHT = b"\0" * 8
 VALID = save(
-    {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "c": torch.ones((), dtype=torch.int8)},
+    {
+        "a": torch.arange(6.0).reshape(2, 3),
+        "b": torch.ones(4, dtype=torch.bfloat16),
+        "c": torch.ones((), dtype=torch.int8),
+    },
     {"format": "pt"},
 )
 
@@ -130,7 +134,17 @@ def test_a_header_of_millions_of_values_is_not_parsed(monkeypatch: pytest.Monkey
 
 def test_every_dtype_of_the_format_has_its_size() -> None:
     sizes = {name: bits for name, bits in module.DTYPES.values()}
-    for name in ("bool", "int8", "uint16", "float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2", "complex64"):
+    for name in (
+        "bool",
+        "int8",
+        "uint16",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "complex64",
+    ):
         assert sizes[name] == getattr(torch, name).itemsize * 8
 
 

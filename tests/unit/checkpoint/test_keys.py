@@ -64,7 +64,13 @@ def test_an_expert_equals_the_one_of_diffusers() -> None:
 
 def test_the_text_encoder_equals_the_one_of_transformers() -> None:
     config = UMT5Config(
-        vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
+        vocab_size=256384,
+        d_model=4096,
+        d_kv=64,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
     )
     with torch.device("meta"):
         model = UMT5EncoderModel(config)

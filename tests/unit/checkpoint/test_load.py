@@ -147,7 +147,10 @@ def broken(change: str) -> dict[str, torch.Tensor]:
     ("change", "fragment"),
     [
         ("missing", "lacks 2 of the 69 tensors that the model needs, the first is 'blocks.1.norm3.weight'"),
-        ("shape", "holds 1 tensor of another shape than the model's, the first is 'head.head.bias': (3,), expected (64,)"),
+        (
+            "shape",
+            "holds 1 tensor of another shape than the model's, the first is 'head.head.bias': (3,), expected (64,)",
+        ),
         ("integers", "does not hold plain floats in 1 tensor, the first is 'head.head.bias': int8"),
         ("unexpected", "holds 1 tensor that the model has no place for, the first is 'blocks.2.modulation'"),
     ],
@@ -173,7 +176,9 @@ def test_parameters_of_the_module_itself(tmp_path: Path) -> None:
     with torch.device("meta"):
         module = nn.Linear(3, 2)
     weight, bias = torch.randn(2, 3), torch.randn(2)
-    load_module(module, open_checkpoint(write(tmp_path / "l.safetensors", {"weight": weight, "bias": bias})), as_float32, "cpu")
+    load_module(
+        module, open_checkpoint(write(tmp_path / "l.safetensors", {"weight": weight, "bias": bias})), as_float32, "cpu"
+    )
     assert torch.equal(module.weight, weight) and torch.equal(module.bias, bias)
 
 

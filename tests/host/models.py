@@ -1,0 +1,36 @@
+"""Model files of the host suite, random weights: the miniature, and relatives of it that only tests need."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from miniature.architecture import TRANSFORMER
+from miniature.weights import draw_table, transformer_table
+from miniature.write import write_miniature, write_safetensors
+from wan_core.specs import TransformerSpec
+
+WIDE_TEXT = {"high_noise": "wide_text_high_noise.safetensors", "low_noise": "wide_text_low_noise.safetensors"}
+I2V = "i2v_high_noise.safetensors"
+TRUNCATED = "truncated_high_noise.safetensors"
+OFFICIAL = "official_mini"
+
+
+def write_models(folder: Path) -> None:
+    """Everything below `folder`, float32, in the subfolders that ComfyUI looks into."""
+    write_miniature(folder / "miniature", dtype=torch.float32)
+    experts = folder / "tests" / "diffusion_models"
+    write_miniature(experts / OFFICIAL, layout="official", dtype=torch.float32)
+    # The width of the real text encoder, which is the only one that a native CLIP loader knows.
+    for name in WIDE_TEXT.values():
+        _write_expert(experts / name, replace(TRANSFORMER, num_layers=2, text_dim=4096))
+    _write_expert(experts / I2V, replace(TRANSFORMER, num_layers=1, in_dim=36))
+    whole = (experts / I2V).read_bytes()
+    (experts / TRUNCATED).write_bytes(whole[: len(whole) // 2])
+
+
+def _write_expert(path: Path, spec: TransformerSpec) -> None:
+    config = {"transformer": {"num_heads": spec.num_heads, "text_dim": spec.text_dim}}
+    metadata = {"format": "pt", "config": json.dumps(config)}
+    write_safetensors(path, draw_table(transformer_table(spec), path.name, torch.float32), metadata)

@@ -1,0 +1,205 @@
+"""Runs in ComfyUI's own Python: our patchers under the host's real memory management, on a GPU that is only pretended.
+
+`probe_patcher.py COMFYUI_ROOT PACK_ROOT VRAM_STATE` prints a JSON object of what was seen, for `test_patcher.py`.
+The real `load_models_gpu` and `free_memory` decide; only the free memory they read and the weights they move are fake.
+"""
+
+import gc
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT, PACK, STATE = sys.argv[1:4]
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path.insert(0, ROOT)
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management as mm  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import torch  # noqa: E402
+
+GB = 10**9
+GPU = torch.device("cuda:0")
+
+
+def load_pack() -> ModuleType:
+    """The pack's patcher, imported as the host imports packs: by path, under a made-up name, lazily."""
+    name = PACK.replace(".", "_x_")
+    spec = importlib.util.spec_from_file_location(name, Path(PACK, "__init__.py"))
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return importlib.import_module(f"{name}.nodes.patcher")
+
+
+class FakeWeights:
+    """What `Weights` looks like to a patcher: a size and a place."""
+
+    def __init__(self, name: str, gigabytes: float, machine: "Machine", device: torch.device = GPU) -> None:
+        self.name = name
+        self.module = torch.nn.Linear(1, 1)
+        self.device = device
+        self.nbytes = int(gigabytes * GB)
+        self.place = "file"
+        self.fail: BaseException | None = None
+        self._machine = machine
+        machine.weights.append(self)
+
+    @property
+    def bytes_on_device(self) -> int:
+        return self.nbytes if self.place == "device" else 0
+
+    def to_device(self, on_bytes: object = None) -> None:
+        if self.place != "device":
+            if self.fail is not None:
+                raise self.fail
+            if on_bytes is not None:
+                on_bytes(self.nbytes, self.nbytes)
+            self._go("device")
+
+    def to_host(self, on_bytes: object = None) -> None:
+        self._go("host")
+
+    def drop(self) -> None:
+        self._go("file")
+
+    def _go(self, place: str) -> None:
+        self.place = place
+        self._machine.moves.append(f"{self.name} {place}")
+        assert self._machine.free(GPU) >= 0, "the pretended GPU is over its memory"
+
+
+class Machine:
+    """A GPU of 80 GB and a host with some memory, as the host reads them."""
+
+    def __init__(self, *, gpu: float = 80, ram: float = 128) -> None:
+        self.gpu, self.ram = gpu, ram
+        self.weights: list[FakeWeights] = []
+        self.moves: list[str] = []
+        mm.get_free_memory = self.free
+        mm.get_torch_device = lambda: GPU
+        mm.vram_state = mm.VRAMState[STATE]
+        mm.current_loaded_models.clear()
+
+    def free(self, device: torch.device | None = None, torch_free_too: bool = False) -> object:
+        on_gpu = device is None or device.type == "cuda"
+        place = "device" if on_gpu else "host"
+        used = sum(each.nbytes for each in self.weights if each.place == place)
+        free = int((self.gpu if on_gpu else self.ram) * GB) - used
+        return (free, free) if torch_free_too else free
+
+    def take_moves(self) -> list[str]:
+        moves, self.moves = self.moves, []
+        return moves
+
+
+def counted() -> list[list[object]]:
+    return [[patcher.weights.name, patcher.loaded_size(), patcher.model_size()] for patcher in mm.loaded_models()]
+
+
+def experts(machine: Machine, patcher: ModuleType, policy: str) -> object:
+    from_core = importlib.import_module(patcher.__name__.replace("nodes.patcher", "wan_core.specs")).Expert
+    weights = {expert: FakeWeights(expert.value, 28, machine) for expert in from_core}
+    residency = patcher.HostResidency(weights, policy)
+    residency.reserve(10 * GB)
+    residency.experts = from_core
+    return residency
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def see_resident(patcher: ModuleType) -> dict[str, object]:
+    machine = Machine()
+    held = experts(machine, patcher, "resident")
+    high, low = held.experts.HIGH, held.experts.LOW
+    seen = {}
+    said = []
+    held.activate(high, lambda *event: said.append(event))
+    seen["first"], seen["counted"], seen["said"] = machine.take_moves(), counted(), said
+    held.activate(low, silent)
+    held.activate(high, silent)
+    seen["again"] = machine.take_moves()
+    seen["available"] = patcher.available_bytes(GPU)
+    mm.free_memory(1e30, GPU)
+    seen["evicted"], seen["left"] = machine.take_moves(), counted()
+    held.activate(high, silent)
+    seen["back"] = machine.take_moves()
+    del held
+    gc.collect()
+    mm.cleanup_models_gc()
+    seen["after the handle died"] = len(mm.current_loaded_models)
+    return seen
+
+
+def see_one_at_a_time(patcher: ModuleType) -> dict[str, object]:
+    machine = Machine(gpu=50)
+    held = experts(machine, patcher, "experts")
+    for expert in (held.experts.HIGH, held.experts.LOW, held.experts.HIGH):
+        held.activate(expert, silent)
+    return {"moves": machine.take_moves(), "counted": counted()}
+
+
+def see_others_evicted(patcher: ModuleType) -> dict[str, object]:
+    machine = Machine(gpu=80, ram=20)
+    encoder = patcher.WeightsPatcher(FakeWeights("text", 11, machine))
+    patcher.bring_to_device({"text": encoder}, GB, silent)
+    held = experts(machine, patcher, "resident")
+    held.activate(held.experts.HIGH, silent)
+    moves = machine.take_moves()
+    # Another model of the host wants the card: 40 GB, as `load_models_gpu` would ask.
+    mm.free_memory(40 * GB, GPU)
+    return {"moves": moves, "for another": machine.take_moves(), "free": machine.free(GPU)}
+
+
+def see_failed_load(patcher: ModuleType) -> dict[str, object]:
+    machine = Machine()
+    weights = FakeWeights("vae", 1, machine)
+    weights.fail = mm.InterruptProcessingException()
+    vae = patcher.WeightsPatcher(weights)
+    raised = None
+    try:
+        patcher.bring_to_device({"VAE": vae}, GB, silent)
+    except mm.InterruptProcessingException as error:
+        raised = type(error).__name__
+    seen = {"raised": raised, "place": weights.place, "counted": counted(), "callback": vae.on_bytes is not None}
+    weights.fail = None
+    patcher.bring_to_device({"VAE": vae}, GB, silent)
+    return seen | {"then": weights.place}
+
+
+def see_on_the_cpu(patcher: ModuleType) -> dict[str, object]:
+    machine = Machine()
+    cpu = torch.device("cpu")
+    vae = patcher.WeightsPatcher(FakeWeights("vae", 1, machine, cpu))
+    patcher.bring_to_device({"VAE": vae}, GB, silent)
+    seen = {"loaded": machine.take_moves()}
+    mm.free_memory(1e30, cpu)
+    return seen | {"unloaded": machine.take_moves()}
+
+
+def see_ram_cache(patcher: ModuleType) -> dict[str, object]:
+    machine = Machine()
+    vae = patcher.WeightsPatcher(FakeWeights("vae", 1, machine))
+
+    class Handle:
+        patcher = vae
+
+    return {"is a model": comfy.model_patcher.is_model_patcher_output(Handle()), "is dynamic": vae.is_dynamic()}
+
+
+def main() -> None:
+    patcher = load_pack()
+    scenes = (see_resident, see_one_at_a_time, see_others_evicted, see_failed_load, see_on_the_cpu, see_ram_cache)
+    print(json.dumps({scene.__name__: scene(patcher) for scene in scenes}))
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()
