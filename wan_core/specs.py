@@ -18,6 +18,10 @@ class Expert(Enum):
     def __str__(self) -> str:
         return f"{self.value}-noise expert"
 
+    @property
+    def other(self) -> "Expert":
+        return Expert.LOW if self is Expert.HIGH else Expert.HIGH
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerSpec:
