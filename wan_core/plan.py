@@ -161,7 +161,9 @@ def _forward(profile: OptimizationProfile, hardware: Hardware, spec: Transformer
     return _Forward(
         shape=shape,
         guidance=guidance,
-        activation_bytes=forward_bytes(spec, shape) + text_context_bytes(spec, contexts * workload.batch, dtype) + RESERVED_BYTES,
+        activation_bytes=forward_bytes(spec, shape)
+        + text_context_bytes(spec, contexts * workload.batch, dtype)
+        + RESERVED_BYTES,
         dtype_decision=dtype_decision,
         guidance_decision=guidance_decision,
     )
@@ -249,8 +251,13 @@ def resolve_decode(
         tile = default_tile(spec, latent_size, DTYPE_BYTES[dtype], hardware.free_memory - RESERVED_BYTES)
         peak = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], tile) + RESERVED_BYTES
         reason = f"whole frames need {_gib(whole)}, {_gib(hardware.free_memory)} are free"
+    # The middle of the decoder attends over a whole frame; tiles attend over themselves. Their edges are blended.
     tiling = Decision(
-        topic="VAE decode", asked="auto", chosen="whole frames" if tile is None else f"tiles {tile}", reason=reason
+        topic="VAE decode",
+        asked="auto",
+        chosen="whole frames" if tile is None else f"tiles {tile}",
+        reason=reason,
+        quality="exact" if tile is None else "near",
     )
     rate = hardware.rate(dtype)
     return ComponentPlan(

@@ -1,26 +1,23 @@
-"""What the machine under a training is, and what follows from it: dtype, compilation, the form of convolutions."""
+"""What the machine under a training is, and what follows from it: the dtype of products, and what is compiled."""
 
 import contextlib
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import nn
 
 from miniature import architecture
 from wan_core.compilation import compile_blocks
 from wan_core.models.vae21 import WanVae
 from wan_core.specs import TextEncoderSpec, TransformerSpec, VaeSpec
 
-from .whole_clip import WholeClip, activate
+from .whole_clip import WholeClip, activated_planes
 
 # Every width and resolution of the VAE is a graph of its own.
 _MAX_GRAPHS = 128
-_TRIAL_SHAPE = (4, 3, 17, 128, 128)
-_TRIALS = 3
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -71,28 +68,5 @@ class Machine:
         if self.is_gpu:
             compile_blocks(blocks)
 
-    def synchronize(self) -> None:
-        if self.is_gpu:
-            torch.cuda.synchronize()
-
     def whole_clip(self, vae: WanVae) -> WholeClip:
-        """The VAE over whole clips, with its convolutions in the form that is fastest here."""
-        planes = WholeClip(vae, "planes")
-        if self.is_gpu:
-            video = torch.rand(_TRIAL_SHAPE, device=self.device) * 2 - 1
-            volume = replace(planes, form="volume")
-            planes = min((planes, volume), key=lambda form: self._seconds(form, video))
-        return replace(planes, activate=self.compiled(activate))
-
-    def _seconds(self, clip: WholeClip, video: Tensor) -> float:
-        """Time of a few trainings steps' worth of forward and backward, after a first that searches for algorithms."""
-        start = 0.0
-        for trial in range(_TRIALS + 1):
-            if trial == 1:
-                self.synchronize()
-                start = time.perf_counter()
-            with self.autocast():
-                loss = clip.decode(clip.encode(video)[0]).square().mean()
-            torch.autograd.grad(loss, list(clip.vae.parameters()), allow_unused=True)
-        self.synchronize()
-        return time.perf_counter() - start
+        return WholeClip(vae, self.compiled(activated_planes))

@@ -41,7 +41,7 @@ class ComfyInstall:
             [python, "-c", "import torch, aiohttp, av, safetensors, comfyui_frontend_package"],
             capture_output=True,
             text=True,
-            env=_environment(),
+            env=environment(),
         )
         if probe.returncode:
             reason = probe.stderr.strip().splitlines()[-1]
@@ -89,7 +89,7 @@ class ComfyServer:
     def __enter__(self) -> "ComfyServer":
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=self._install.root, stdout=log, stderr=subprocess.STDOUT, env=_environment()
+                self._command, cwd=self._install.root, stdout=log, stderr=subprocess.STDOUT, env=environment()
             )
         deadline = time.monotonic() + START_SECONDS
         while unreachable(self.client):
@@ -111,7 +111,7 @@ class ComfyServer:
             self._process.wait()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The environment without what belongs to the Python of the tests."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return {"OMP_NUM_THREADS": "1", **inherited}

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import check_writable, replacing
 from ..hooks import RunHooks
 from ..measure import measured_phase
 from ..pipeline import RunPlan, WanPipeline
@@ -17,8 +18,6 @@ from ..specs import T2V_A14B
 from ..video import check_video_path, to_uint8, write_contact_sheet, write_video
 from . import options
 from .progress import progress_hooks
-
-HELP = "prompt to video"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Everything that can be wrong with the request is found before the first byte of weights is read.
     profile = options.profile(arguments)
     request, size = options.request(arguments)
-    check_video_path(arguments.out)
+    _check_outputs(arguments)
     pipeline = WanPipeline(options.model_files(arguments), profile, device=arguments.device)
     plan = pipeline.plan(request, size)
     report = Report(settings=_settings(arguments), environment=pipeline.environment())
@@ -49,17 +48,27 @@ def run(arguments: argparse.Namespace) -> int:
         conditioning = pipeline.encode(plan, arguments.prompt, arguments.negative, hooks=hooks, report=report)
         latent = pipeline.sample(plan, conditioning, hooks=hooks, report=report).latent
         if arguments.latent_out:
-            save_file({"samples": latent}, arguments.latent_out)
+            with replacing(arguments.latent_out) as path:
+                save_file({"samples": latent}, path)
         with measured_phase(report, "decode", plan.decode.device):
-            sheet = _write(arguments, _frames(pipeline, plan, latent, hooks))
+            frames = _write(arguments, _frames(pipeline, plan, latent, hooks))
     report.decisions += plan.decode.decisions
     if arguments.contact_sheet:
-        write_contact_sheet(sheet, arguments.contact_sheet)
+        write_contact_sheet(frames, arguments.contact_sheet)
     if arguments.report:
-        arguments.report.write_text(report.to_json(), encoding="utf-8")
+        with replacing(arguments.report) as path:
+            path.write_text(report.to_json(), encoding="utf-8")
     print(report.to_text())
     print(f"video: {arguments.out}")
     return 0
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    check_video_path(arguments.out)
+    others = ((arguments.latent_out, ".safetensors"), (arguments.contact_sheet, ".png"), (arguments.report, ".json"))
+    for path, suffix in others:
+        if path is not None:
+            check_writable(path, suffix)
 
 
 def _frames(pipeline: WanPipeline, plan: RunPlan, latent: Tensor, hooks: RunHooks) -> Iterator[np.ndarray]:

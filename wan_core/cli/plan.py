@@ -5,8 +5,6 @@ import argparse
 from ..pipeline import WanPipeline
 from . import options
 
-HELP = "expert split, predicted time and memory, choices with reasons; runs nothing"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model_options(parser)

@@ -11,7 +11,7 @@ Not here: the normalisation of latents for the transformer (`LATENT_MEAN`, `LATE
 (encoding returns its mean), tiles (`vae_tiling`), training.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..specs import VaeSpec, latent_frames, video_frames
+from ..specs import VaeSpec, video_frames
 from .vae_layers import (
     CausalConv3d,
     Downsample,
@@ -70,8 +70,28 @@ def decoder_levels(spec: VaeSpec) -> tuple[Level, ...]:
     return tuple(levels)
 
 
+Stage = Callable[[Tensor, FeatureCache], Tensor]
+
+
+@torch.no_grad()
+def run_chunks(stage: Stage, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Pass the chunks of one video, or of its latent, through `stage` in order, with a feature cache of their own."""
+    cache = FeatureCache(len(chunks))
+    for chunk in chunks:
+        yield stage(chunk, cache)
+        cache.at_start = False
+
+
+def video_chunks(video: Tensor, stride: int) -> list[Tensor]:
+    """Views of the first frame, and then of `stride` frames each."""
+    return [video[:, :, :1], *(video[:, :, i : i + stride] for i in range(1, video.shape[2], stride))]
+
+
 class Encoder(nn.Module):
-    """The first video frame, or the next `stride` of them, to one latent frame of means and log variances."""
+    """The first video frame, or the next `stride` of them, to one latent frame of means and log variances.
+
+    `outer` takes video to features at the latent's resolution, by convolutions alone; `inner` has the attention.
+    """
 
     def __init__(self, spec: VaeSpec) -> None:
         super().__init__()
@@ -90,18 +110,24 @@ class Encoder(nn.Module):
         self.head = Head(before, 2 * spec.latent_channels)
         self._num_full_rate = 1 + min(_resamples_time(layers), default=len(layers) - 1)
 
-    def forward(self, video: Tensor, cache: FeatureCache) -> Tensor:
+    def outer(self, video: Tensor, cache: FeatureCache) -> Tensor:
         layers = list(self.downsamples)
         parts = []
         for part in video.split(FRAMES_AT_ONCE, dim=2):
             x = self.conv1(window_of(part, self.conv1, cache), cache)
             parts.append(_run(layers[: self._num_full_rate], x, cache))
-        x = _run(layers[self._num_full_rate :], torch.cat(parts, dim=2), cache)
-        return self.head(self.middle(x, cache), cache)
+        return _run(layers[self._num_full_rate :], torch.cat(parts, dim=2), cache)
+
+    def inner(self, features: Tensor, cache: FeatureCache) -> Tensor:
+        return self.head(self.middle(features, cache), cache)
 
 
 class Decoder(nn.Module):
-    """One latent frame to the first video frame, or to the next `stride` of them."""
+    """One latent frame to the first video frame, or to the next `stride` of them.
+
+    `inner` takes the latent to features at its own resolution and has the attention; `outer` takes features to video,
+    by convolutions alone.
+    """
 
     def __init__(self, spec: VaeSpec) -> None:
         super().__init__()
@@ -118,10 +144,12 @@ class Decoder(nn.Module):
         self.head = Head(levels[-1].channels, _VIDEO_CHANNELS)
         self._num_low_rate = 1 + max(_resamples_time(layers), default=-1)
 
-    def forward(self, latent: Tensor, cache: FeatureCache) -> Tensor:
+    def inner(self, latent: Tensor, cache: FeatureCache) -> Tensor:
+        return self.middle(self.conv1(window_of(latent, self.conv1, cache), cache), cache)
+
+    def outer(self, features: Tensor, cache: FeatureCache) -> Tensor:
         layers = list(self.upsamples)
-        x = self.middle(self.conv1(window_of(latent, self.conv1, cache), cache), cache)
-        x = _run(layers[: self._num_low_rate], x, cache)
+        x = _run(layers[: self._num_low_rate], features, cache)
         parts = []
         for part in x.split(FRAMES_AT_ONCE, dim=2):
             parts.append(self.head(_run(layers[self._num_low_rate :], part, cache), cache))
@@ -141,7 +169,9 @@ def _run(layers: Sequence[nn.Module], x: Tensor, cache: FeatureCache) -> Tensor:
 class WanVae(nn.Module):
     """Encoder and decoder with the 1x1x1 convolutions on either side of the latent.
 
-    `encoder.downsamples` and `decoder.upsamples` are called one by one, so hooks on them see a run progress.
+    The four stages, of which two make a decode and two an encode, are public for `vae_tiling`; they take one chunk and
+    the cache of their run. `encoder.downsamples` and `decoder.upsamples` are called one by one, so hooks on them see a
+    run progress.
     """
 
     def __init__(self, spec: VaeSpec) -> None:
@@ -158,7 +188,7 @@ class WanVae(nn.Module):
         Raises `InputError`, at the call and not at the first chunk, for a latent that is not this VAE's.
         """
         self.check_latent(latent)
-        return self._decode_chunks(latent)
+        return run_chunks(self._decode_frame, latent.split(1, dim=2))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Raw latent (B, 16, T, H, W) to video (B, 3, 4T - 3, 8H, 8W) in [-1, 1]."""
@@ -170,27 +200,33 @@ class WanVae(nn.Module):
         Raises `InputError`, at the call and not at the first chunk, for a video of another size.
         """
         self.check_video(video)
-        return self._encode_chunks(video)
+        return run_chunks(self._encode_chunk, video_chunks(video, self.spec.stride[0]))
 
     def encode(self, video: Tensor) -> Tensor:
         """Video (B, 3, 4n + 1, 8H, 8W) in [-1, 1] to the raw latent mean (B, 16, n + 1, H, W)."""
         return torch.cat(list(self.encode_chunks(video)), dim=2)
 
-    @torch.no_grad()
-    def _decode_chunks(self, latent: Tensor) -> Iterator[Tensor]:
-        cache = FeatureCache(latent.shape[2])
-        for frame in latent.split(1, dim=2):
-            yield self.decoder(self.conv2(frame.to(self.conv2.weight)), cache).clamp_(-1, 1)
-            cache.at_start = False
+    def decode_inner(self, frame: Tensor, cache: FeatureCache) -> Tensor:
+        """Latent frame (B, 16, 1, H, W) to features (B, C, 1, H, W)."""
+        return self.decoder.inner(self.conv2(frame.to(self.conv2.weight)), cache)
 
-    @torch.no_grad()
-    def _encode_chunks(self, video: Tensor) -> Iterator[Tensor]:
-        stride = self.spec.stride[0]
-        cache = FeatureCache(latent_frames(video.shape[2], stride))
-        for start in range(1 - stride, video.shape[2], stride):
-            chunk = video[:, :, max(start, 0) : start + stride].to(self.conv1.weight)
-            yield self.conv1(self.encoder(chunk, cache))[:, : self.spec.latent_channels]
-            cache.at_start = False
+    def decode_outer(self, features: Tensor, cache: FeatureCache) -> Tensor:
+        """Features (B, C, 1, H, W) to video (B, 3, t, 8H, 8W), not clamped."""
+        return self.decoder.outer(features, cache)
+
+    def encode_outer(self, chunk: Tensor, cache: FeatureCache) -> Tensor:
+        """Video (B, 3, t, 8H, 8W) to features (B, C, 1, H, W)."""
+        return self.encoder.outer(chunk.to(self.conv1.weight), cache)
+
+    def encode_inner(self, features: Tensor, cache: FeatureCache) -> Tensor:
+        """Features (B, C, 1, H, W) to the latent mean (B, 16, 1, H, W)."""
+        return self.conv1(self.encoder.inner(features, cache))[:, : self.spec.latent_channels]
+
+    def _decode_frame(self, frame: Tensor, cache: FeatureCache) -> Tensor:
+        return self.decode_outer(self.decode_inner(frame, cache), cache).clamp_(-1, 1)
+
+    def _encode_chunk(self, chunk: Tensor, cache: FeatureCache) -> Tensor:
+        return self.encode_inner(self.encode_outer(chunk, cache), cache)
 
     def check_latent(self, latent: Tensor) -> None:
         """Raise `InputError` unless the latent is (B, 16, T, H, W) and not empty."""
