@@ -149,17 +149,8 @@ def _expert_metadata(parts: Parts, expert: Expert) -> dict[str, str]:
 
 def _official_config(spec: TransformerSpec) -> dict[str, object]:
     names = (
-        "dim",
-        "eps",
-        "ffn_dim",
-        "freq_dim",
-        "in_dim",
-        "num_heads",
-        "num_layers",
-        "out_dim",
-        "text_dim",
-        "text_len",
-    )
+        "dim", "eps", "ffn_dim", "freq_dim", "in_dim", "num_heads", "num_layers", "out_dim", "text_dim", "text_len",
+    )  # fmt: skip
     values = asdict(spec)
     return {"_class_name": "WanModel", "model_type": "t2v", **{name: values[name] for name in names}}
 

@@ -33,7 +33,10 @@ _RESIDENCIES: Mapping[str, MakeResidency] = {"resident": KeepResident, "experts"
 def build_experts(
     binding: ExpertsBinding, pair: ExpertPair, hardware: Hardware, *, make_residency: MakeResidency | None = None
 ) -> Experts:
-    """Both experts as the binding says. `make_residency` replaces the plan's own policy where a host owns the memory."""
+    """Both experts as the binding says.
+
+    make_residency: in place of the plan's own policy, where a host owns the memory.
+    """
     strict = binding.on_unsupported == "error"
     attend, attention_decision = bind(binding.attention, hardware, strict=strict)
     cross_attend, cross_decision = bind(binding.cross_attention, hardware, strict=strict)

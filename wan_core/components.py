@@ -68,8 +68,8 @@ class TextEncoder:
                 notes.append(f"the {name} is empty; the embedding of an empty text is used")
             elif tokens.num_dropped:
                 notes.append(
-                    f"the {name} is {len(tokens.ids) + tokens.num_dropped} tokens long; the last {tokens.num_dropped} are "
-                    f"not used, the model takes {len(tokens.ids)}"
+                    f"the {name} is {len(tokens.ids) + tokens.num_dropped} tokens long; the last "
+                    f"{tokens.num_dropped} are not used, the model takes {len(tokens.ids)}"
                 )
         return notes
 

@@ -1,6 +1,6 @@
 """Runs in ComfyUI's own Python: our patchers under the host's real memory management, on a GPU that is only pretended.
 
-`probe_patcher.py COMFYUI_ROOT PACK_ROOT VRAM_STATE` prints a JSON object of what was seen, for `test_patcher.py`.
+`probe_patcher.py COMFYUI_ROOT PACK_ROOT` prints what was seen as JSON, by VRAM state and scene, for `test_patcher.py`.
 The real `load_models_gpu` and `free_memory` decide; only the free memory they read and the weights they move are fake.
 """
 
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-ROOT, PACK, STATE = sys.argv[1:4]
+ROOT, PACK = sys.argv[1:3]
 sys.argv = [sys.argv[0], "--cpu"]
 sys.path.insert(0, ROOT)
 
@@ -26,6 +26,7 @@ import torch  # noqa: E402
 
 GB = 10**9
 GPU = torch.device("cuda:0")
+STATES = ("NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "HIGH_VRAM")
 
 
 def load_pack() -> ModuleType:
@@ -83,7 +84,6 @@ class Machine:
         self.moves: list[str] = []
         mm.get_free_memory = self.free
         mm.get_torch_device = lambda: GPU
-        mm.vram_state = mm.VRAMState[STATE]
         mm.current_loaded_models.clear()
 
     def free(self, device: torch.device | None = None, torch_free_too: bool = False) -> object:
@@ -199,7 +199,11 @@ def see_ram_cache(patcher: ModuleType) -> dict[str, object]:
 def main() -> None:
     patcher = load_pack()
     scenes = (see_resident, see_one_at_a_time, see_others_evicted, see_failed_load, see_on_the_cpu, see_ram_cache)
-    print(json.dumps({scene.__name__: scene(patcher) for scene in scenes}))
+    seen = {}
+    for state in STATES:
+        mm.vram_state = mm.VRAMState[state]
+        seen[state] = {scene.__name__: scene(patcher) for scene in scenes}
+    sys.stdout.write(json.dumps(seen))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Our weights under the host's memory management: counted, loaded, evicted and forgotten as its own are.
 
-The scenes are played by `probe_patcher.py` in ComfyUI's Python, once for each way of starting ComfyUI.
+The scenes are played by `probe_patcher.py` in ComfyUI's Python, in each of the host's VRAM states.
 """
 
 import json
@@ -16,12 +16,17 @@ EXPERTS = [["high", 28 * GB, 28 * GB], ["low", 28 * GB, 28 * GB]]
 EVICTED_TO = {"NORMAL_VRAM": "host", "LOW_VRAM": "host", "NO_VRAM": "host", "HIGH_VRAM": "file"}
 
 
-@pytest.fixture(scope="module", params=EVICTED_TO)
-def seen(request: pytest.FixtureRequest, install: ComfyInstall) -> dict:
-    command = [install.python, PACK_ROOT / "tests/host/probe_patcher.py", install.root, PACK_ROOT, request.param]
+@pytest.fixture(scope="module")
+def scenes(install: ComfyInstall) -> dict[str, dict]:
+    command = [install.python, PACK_ROOT / "tests/host/probe_patcher.py", install.root, PACK_ROOT]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=install.root)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1]) | {"evicted to": EVICTED_TO[request.param]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(params=EVICTED_TO)
+def seen(request: pytest.FixtureRequest, scenes: dict[str, dict]) -> dict:
+    return scenes[request.param] | {"evicted to": EVICTED_TO[request.param]}
 
 
 def test_both_experts_load_once_and_are_counted(seen: dict) -> None:

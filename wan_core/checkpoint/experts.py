@@ -107,7 +107,8 @@ def choose_experts(candidates: Mapping[Expert, Sequence[Path]], where: str) -> t
             raise CheckpointError(
                 f"{where} holds several {expert.value}-noise experts ({names}); give the two files to use"
             )
-        chosen[expert] = usable
+        # Where none can be used, opening the first says why.
+        chosen[expert] = usable or paths[:1]
     if missing := [expert.value for expert, paths in chosen.items() if not paths]:
         raise CheckpointError(
             f"{where} holds no {' and no '.join(missing)}-noise text-to-video expert, expected the folders "

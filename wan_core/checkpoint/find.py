@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..errors import CheckpointError
-from .experts import choose_experts, expert_candidates
+from .experts import ExpertPair, choose_experts, expert_candidates, open_experts
 from .foreign import FOREIGN_SUFFIXES
 from .keys import Kind
 from .locate import INDEX_SUFFIX
@@ -68,23 +68,25 @@ def find_model(folder: Path | str) -> ModelFiles:
     """The parts of the model in a folder; raises `CheckpointError` with a clause for each missing or doubtful one."""
     root = models_root(Path(folder))
     problems: list[str] = []
-    experts = _attempt(
-        problems, lambda: choose_experts(expert_candidates(*folders_of(root, EXPERT_PLACES)), label(root))
-    )
+    pair = _attempt(problems, lambda: _experts(root))
     encoder = _attempt(problems, lambda: _the_one(root, _TEXT_ENCODER))
     vae = _attempt(problems, lambda: _the_one(root, _VAE))
-    if experts is None or encoder is None or vae is None:
+    if pair is None or encoder is None or vae is None:
         raise CheckpointError("; ".join(problems))
     return ModelFiles(
-        high=experts[0], low=experts[1], text_encoder=encoder.checkpoint.path, tokenizer=encoder.tokenizer,
+        high=pair.high.path,
+        low=pair.low.path,
+        text_encoder=encoder.checkpoint.path,
+        tokenizer=encoder.tokenizer,
         vae=vae.checkpoint.path,
-    )  # fmt: skip
+    )
 
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder looks like one that holds a whole model rather than one checkpoint."""
     places = (*EXPERT_PLACES, *TEXT_ENCODER_PLACES, *VAE_PLACES, "models")
-    return any((folder / place).is_dir() for place in places) or any(expert_candidates(folder).values())
+    experts = (path for paths in expert_candidates(folder).values() for path in paths)
+    return any((folder / place).is_dir() for place in places) or any(path.is_dir() for path in experts)
 
 
 def folders_of(root: Path, places: Sequence[str]) -> Iterator[Path]:
@@ -118,6 +120,10 @@ def models_root(folder: Path) -> Path:
         raise CheckpointError(f"{str(folder)!r} {kind}, expected the folder of a model")
     inside = folder / "models"
     return inside if any((inside / place).is_dir() for place in EXPERT_PLACES) else folder
+
+
+def _experts(root: Path) -> ExpertPair:
+    return open_experts(*choose_experts(expert_candidates(*folders_of(root, EXPERT_PLACES)), label(root)))
 
 
 def _attempt(problems: list[str], find: Callable[[], Source]) -> Source | None:

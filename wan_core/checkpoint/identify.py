@@ -174,12 +174,12 @@ def _holds_several(folder: Path) -> bool:
 def _describe_folder(folder: Path) -> Description:
     parts = tuple(identify(path) for path in _entries(folder))
     notes, problems = [f"holds {counted(len(parts), 'part')}"], []
-    if is_model_folder(folder):
-        try:
-            files = find_model(folder)
-            notes.append(f"a complete model: {', '.join(path.name for path in files.weights)}")
-        except CheckpointError as error:
-            problems.append(str(error))
+    try:
+        files = find_model(folder)
+        notes.append(f"a complete model: {', '.join(path.name for path in files.weights)}")
+    except CheckpointError as error:
+        # A folder of loose files need not be a model.
+        problems += [str(error)] if is_model_folder(folder) else []
     return Description(
         path=folder,
         kind="folder",

@@ -115,7 +115,7 @@ def _num_heads(checkpoint: Checkpoint, dim: int, config: Mapping[str, object]) -
             f"{checkpoint.label} is {dim} wide, which does not show its number of heads: expected num_heads in its "
             "metadata or in the config.json of its folder"
         )
-    num_heads = _number(checkpoint, config, "num_heads", dim // _HEAD_DIM)
+    num_heads = _number(checkpoint, config, "num_heads", max(dim // _HEAD_DIM, 1))
     if dim % num_heads or (dim // num_heads) % 2:
         raise CheckpointError(
             f"{checkpoint.label} is {dim} wide, which {num_heads} heads do not divide into heads of even width"

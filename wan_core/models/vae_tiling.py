@@ -175,3 +175,89 @@ def _run_patches(
             target[:, :, frames, rows.target, columns.target].addcmul_(coded, weights)
             start, done = frames.stop, done + 1
             on_progress(done, len(patches) * len(chunks))
+
+
+def decode_bytes(spec: VaeSpec, latent_size: tuple[int, int, int], dtype_bytes: int, tile: Tile | None = None) -> int:
+    """Peak bytes of live tensors, above the weights, while one latent of size (T, H, W) is decoded chunk by chunk.
+
+    With a tile, for `decode_tiled_chunks` and with its buffers. Not counted: workspaces of the convolution library,
+    the allocator's slack, the score matrix where attention is not fused, and the chunks that the caller keeps.
+    """
+    num_latent_frames, height, width = latent_size
+    single = num_latent_frames == 1
+    inner, outer = _inner_elements(spec, single=single), _outer_elements(spec, single=single)
+    if tile is None or tile.covers(height, width):
+        inner_cached = 0 if single else _inner_cached(spec)
+        return dtype_bytes * height * width * max(inner, inner_cached + outer)
+    in_time, *in_space = spec.stride
+    features = spec.dim * spec.dim_multipliers[-1] * num_latent_frames
+    video = 3 * video_frames(num_latent_frames, in_time) * math.prod(in_space)
+    # First the inner part fills the features (a list, then one tensor), then the tiles turn them into the video.
+    first = height * width * (inner + 2 * features)
+    then = height * width * (features + video) + min(tile.height, height) * min(tile.width, width) * outer
+    return dtype_bytes * max(first, then)
+
+
+def default_tile(
+    spec: VaeSpec, latent_size: tuple[int, int, int], dtype_bytes: int, budget_bytes: int, *, overlap: int = 16
+) -> Tile | None:
+    """`None` if a latent of size (T, H, W) decodes whole within the budget; else the tile that wastes least and fits.
+
+    Where nothing fits, the tile that needs least: compare its `decode_bytes` with the budget.
+    """
+    if decode_bytes(spec, latent_size, dtype_bytes) <= budget_bytes:
+        return None
+    _, height, width = latent_size
+    tiles = {
+        Tile(height=tall, width=wide, overlap=overlap): down * tall * across * wide
+        for down, tall in _divisions(height, overlap)
+        for across, wide in _divisions(width, overlap)
+    }
+    fitting = [tile for tile in tiles if decode_bytes(spec, latent_size, dtype_bytes, tile) <= budget_bytes]
+    if fitting:
+        return min(fitting, key=tiles.__getitem__)
+    return min(tiles, key=lambda tile: tile.height * tile.width)
+
+
+def _divisions(size: int, overlap: int) -> list[tuple[int, int]]:
+    """Ways to cover `size` by 1, 2, 3, ... tiles of equal length that share `overlap`: (number, length)."""
+    ways = ((number, math.ceil((size + (number - 1) * overlap) / number)) for number in range(1, size + 1))
+    return [(number, max(length, 2 * overlap)) for number, length in ways if number == 1 or length >= 2 * overlap]
+
+
+# Elements alive at the peak, per latent position: everything in the decoder is proportional to the frame's area.
+
+
+def _inner_cached(spec: VaeSpec) -> int:
+    return 2 * (spec.latent_channels + 4 * spec.dim * spec.dim_multipliers[-1])
+
+
+def _inner_elements(spec: VaeSpec, *, single: bool) -> int:
+    """Attention is the widest here: x, its norm, q, k, v, what was attended, and the sum."""
+    return 7 * spec.dim * spec.dim_multipliers[-1] + (0 if single else _inner_cached(spec))
+
+
+def _outer_elements(spec: VaeSpec, *, single: bool) -> int:
+    """The caches of all convolutions, the frames that wait for their turn, the widest layer, and a chunk of video."""
+    levels = decoder_levels(spec)
+    full_rate = next(level for level in levels if level.frames == spec.stride[0])
+    waiting = (1 if single else full_rate.frames) * full_rate.in_channels * full_rate.rows**2
+    chunk = 2 * 3 * math.prod(spec.stride)
+    working = waiting + chunk + max(_layer_elements(level, spec, single=single) for level in levels)
+    if single:
+        return working
+    cached = levels[-1].channels * levels[-1].rows ** 2
+    for level in levels:
+        num_wide = 2 * spec.num_res_blocks + 1 + (level.upsample == "space-time")
+        cached += (level.in_channels + num_wide * level.channels) * level.rows**2
+    return 2 * cached + working
+
+
+def _layer_elements(level: Level, spec: VaeSpec, *, single: bool) -> int:
+    """The wider of a residual block (x, window, result) and an upsampling (x, its enlargement, half the channels)."""
+    frames = FRAMES_AT_ONCE if level.frames == spec.stride[0] else level.frames
+    frames, past = (1, 0) if single else (frames, 2)
+    block = 3 * frames + past
+    doubled = 2 if level.upsample == "space-time" and not single else 1
+    upsampling = 0 if level.upsample == "none" else (1 + doubled * (4 + 2)) * frames
+    return max(block, upsampling) * level.channels * level.rows**2

@@ -186,6 +186,13 @@ def test_a_folder_with_both_files_among_others(tmp_path: Path) -> None:
     assert "holds several high-noise experts" in sentence and "wan_high_bf16.safetensors" in sentence
 
 
+def test_where_no_candidate_can_be_used_the_first_says_why(tmp_path: Path) -> None:
+    scaled = expert_tensors(1) | {"scaled_fp8": torch.ones(())}
+    for name in ("wan_high_a.safetensors", "wan_high_b.safetensors", "wan_low.safetensors"):
+        write(tmp_path / name, scaled, CONFIG)
+    assert "wan_high_a.safetensors' holds scaled fp8 weights" in refusal(tmp_path)
+
+
 def test_folders_and_files_that_do_not_hold_both(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "absent")
     assert "holds no high and no low-noise text-to-video expert" in refusal(tmp_path)

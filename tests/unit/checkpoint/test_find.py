@@ -104,6 +104,15 @@ def test_two_candidates_are_listed(tmp_path: Path) -> None:
     assert "'vae/Wan2_1_VAE_bf16.safetensors', 'vae/wan_2.1_vae.safetensors'" in sentence
 
 
+def test_experts_that_are_no_pair_are_refused_here_already(tmp_path: Path) -> None:
+    models = comfyui_model(tmp_path / "models")
+    high, low = (
+        models / "diffusion_models" / f"wan2.2_t2v_{each}_noise_14B_fp16.safetensors" for each in ("high", "low")
+    )
+    low.write_bytes(high.read_bytes())
+    assert "hold the same weights" in refusal(models)
+
+
 def test_what_is_no_folder(tmp_path: Path) -> None:
     assert "does not exist, expected the folder of a model" in refusal(tmp_path / "absent")
     assert "is a file, expected the folder of a model" in refusal(write_expert(tmp_path / "high.safetensors"))

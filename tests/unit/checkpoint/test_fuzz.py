@@ -54,7 +54,11 @@ def test_no_well_formed_file_crashes(tmp_path_factory: pytest.TempPathFactory, m
     path = tmp_path_factory.getbasetemp() / "misfit.safetensors"
     path.write_bytes(save({name: np.zeros(shape, np.int8) for name, shape in shapes.items()}, metadata))
     described(path)
-    for open_file in (open_vae, open_text_encoder, lambda path: open_experts(path, path.with_name("other.safetensors"))):
+    for open_file in (
+        open_vae,
+        open_text_encoder,
+        lambda path: open_experts(path, path.with_name("other.safetensors")),
+    ):
         with pytest.raises(CheckpointError) as caught:
             open_file(path)
         assert "\n" not in str(caught.value)

@@ -182,6 +182,17 @@ def test_parameters_of_the_module_itself(tmp_path: Path) -> None:
     assert torch.equal(module.weight, weight) and torch.equal(module.bias, bias)
 
 
+@pytest.mark.gpu
+def test_straight_to_the_gpu(tmp_path: Path) -> None:
+    tensors = expert_tensors()
+    module = transformer()
+    load_module(
+        module, open_checkpoint(write(tmp_path / "e.safetensors", tensors)), lambda name: torch.bfloat16, "cuda:0"
+    )
+    assert all(parameter.is_cuda for parameter in module.parameters())
+    assert all(torch.equal(p.cpu(), tensors[name].bfloat16()) for name, p in module.named_parameters())
+
+
 _MEASURE = """
 import sys, torch
 from pathlib import Path

@@ -69,7 +69,7 @@ def test_the_config_of_an_official_folder(tmp_path: Path) -> None:
     [
         ({}, "16 wide, which does not show its number of heads"),
         ({"config": "nonsense"}, "is not readable JSON"),
-        ({"config": json.dumps({"transformer": {"num_heads": "two"}})}, "num_heads 'two', expected a number such as 0"),
+        ({"config": json.dumps({"transformer": {"num_heads": "two"}})}, "num_heads 'two', expected a number such as 1"),
         ({"config": json.dumps({"transformer": {"num_heads": True}})}, "num_heads True"),
         ({"config": json.dumps({"transformer": {"num_heads": 0}})}, "num_heads 0"),
         ({"config": json.dumps({"transformer": {"num_heads": 3}})}, "16 wide, which 3 heads do not divide"),
