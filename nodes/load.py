@@ -165,5 +165,6 @@ def _folders_with_both(names: Sequence[str]) -> list[str]:
 
 
 def _first_with(word: str, names: Sequence[str]) -> str | None:
-    """The first name that speaks of an expert, so that the two widgets do not start on the same file."""
-    return next((name for name in names if word in name.lower()), None)
+    """The first name that speaks of an expert, text to video before others: what the widgets start on."""
+    speaking = [name for name in names if word in name.lower()]
+    return next((name for name in speaking if "t2v" in name.lower()), next(iter(speaking), None))

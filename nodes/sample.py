@@ -176,6 +176,7 @@ def _custom_inputs() -> list[io.Input]:
             min=0.01,
             max=100.0,
             step=0.1,
+            round=0.01,
             tooltip="Moves steps to high noise: sigma' = shift * sigma / (1 + (shift - 1) * sigma). Official: 12.",
         ),
         io.Combo.Input(
@@ -187,6 +188,7 @@ def _custom_inputs() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.1,
+            round=0.01,
             tooltip="Guidance of the high-noise expert; 1 skips the negative pass. Official: 4.",
         ),
         io.Float.Input(
@@ -195,6 +197,7 @@ def _custom_inputs() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.1,
+            round=0.01,
             tooltip="Guidance of the low-noise expert; 1 skips the negative pass. Official: 3.",
         ),
         io.Float.Input(

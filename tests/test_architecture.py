@@ -18,7 +18,7 @@ LAYERS = {
     "facts": {"errors", "files", "hooks", "profiles", "recipes", "report", "specs"},
     "machine": {"hardware", "kernels", "measure", "precision"},
     "mechanisms": {
-        "attention", "compilation", "linear", "offload", "pacing", "parallel", "step_cache", "video",
+        "attention", "compilation", "linear", "metrics", "offload", "pacing", "parallel", "step_cache", "video",
     },
     "wan": {"models", "sampling", "checkpoint"},
     "composition": {"build", "choices", "components", "plan", "predict"},

@@ -1,7 +1,9 @@
-"""Weights to begin with. Every block begins as the identity (adaLN-Zero, arXiv:2212.09748), and the velocity as zero.
+"""Weights to begin with.
 
-The normal scales of the text encoder are T5's own: its scores are not divided by the width of a head, so the queries
-are drawn that much smaller.
+Experts: every block begins as the identity (adaLN-Zero, arXiv:2212.09748), and the velocity as zero. VAE: every
+residual block begins as the identity too, and changes of frame rate as copies, so that what the decoder first sees of a
+picture has come through a few linear maps. Text encoder: T5's own scales; its scores are not divided by the width of a
+head, so the queries are drawn that much smaller.
 """
 
 import torch
@@ -9,11 +11,15 @@ from torch import nn
 
 from wan_core.models.t5 import Umt5Encoder
 from wan_core.models.transformer import WanTransformer
+from wan_core.models.vae21 import WanVae
+from wan_core.models.vae_layers import AttentionBlock, Downsample, ResidualBlock, Upsample
 
 _TIME_STD = 0.02
 # Nearly all text positions are padding, with a score of zero: sharper scores let a caption be heard among it from the
 # first step.
 _CROSS_SHARPNESS = 1.5
+# A latent that is mostly noise would teach the decoder to ignore it.
+_FIRST_LOG_VARIANCE = -5.0
 
 
 @torch.no_grad()
@@ -47,3 +53,27 @@ def init_text_encoder(encoder: Umt5Encoder) -> None:
         nn.init.normal_(block.attn.o.weight, std=spec.attention_dim**-0.5)
         nn.init.normal_(block.ffn.fc2.weight, std=spec.ffn_dim**-0.5)
         nn.init.normal_(block.pos_embedding.embedding.weight, std=spec.dim**-0.5)
+
+
+@torch.no_grad()
+def init_vae(vae: WanVae) -> None:
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, std=fan_in**-0.5)
+            nn.init.zeros_(module.bias)
+    for module in vae.modules():
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.residual["6"].weight)
+        elif isinstance(module, AttentionBlock):
+            nn.init.zeros_(module.proj.weight)
+        elif isinstance(module, Upsample | Downsample) and module.time_conv is not None:
+            _copy_frames(module.time_conv)
+    nn.init.constant_(vae.conv1.bias[vae.spec.latent_channels :], _FIRST_LOG_VARIANCE)
+
+
+def _copy_frames(conv: nn.Conv3d) -> None:
+    """Each output channel takes its input channel at the newest frame; an upsampling has two outputs for each."""
+    nn.init.zeros_(conv.weight)
+    for output in range(conv.out_channels):
+        conv.weight[output, output % conv.in_channels, -1] = 1.0

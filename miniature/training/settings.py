@@ -17,8 +17,9 @@ FULL_MINUTES = 22.0
 class VaeTraining:
     """The autoencoder: mean squared and absolute error of pixels, and the divergence from a unit normal.
 
-    kl_weight: per element of the latent, against a mean over pixels. At 1e-3 the noise that the latent tolerates costs
-    no more than an error of 40 dB, and neighbours in latent space are neighbours on the screen.
+    kl_weight: per element of the latent, against a mean over pixels: noise worth half of it, an error of 42 dB, is what
+    the latent then tolerates, so that neighbours in latent space are neighbours on the screen. It grows from zero over
+    the share `kl_ramp` of the phase, since a latent has to carry something before it can be priced.
     long_after: share of the phase from which on clips are as long as the default video, in batches as much smaller.
     """
 
@@ -30,7 +31,8 @@ class VaeTraining:
     long_after: float = 0.8
     learning_rate: float = 1e-3
     absolute_weight: float = 0.1
-    kl_weight: float = 1e-3
+    kl_weight: float = 5e-4
+    kl_ramp: float = 0.3
     # Channels that carry next to nothing are not blown up to unit variance.
     least_std: float = 0.25
 
@@ -60,7 +62,7 @@ class ExpertTraining:
 
     seconds: float = 720.0
     num_steps: int | None = None
-    batch: int = 128
+    batch: int = 160
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     ema_decay: float = 0.999
@@ -68,7 +70,7 @@ class ExpertTraining:
     boundary: float = T2V_A14B.boundary
     text_len: int = 64
     drop: float = 0.12
-    wrong: float = 0.12
+    wrong: float = 0.15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from miniature.scenes import draw_scene
 from wan_core.models.vae21 import WanVae
 from wan_core.specs import LATENT_MEAN, LATENT_STD
 
+from .initial import init_vae
 from .journal import Journal
 from .machine import Machine
 from .optimiser import Optimiser
@@ -48,7 +49,8 @@ def train_vae(settings: Settings, machine: Machine, store: Store, journal: Journ
         video = draw_clips(f"vae {settings.seed} {pace.step}", batch, size, machine, painter)
         with machine.autocast():
             parts = losses(clip, video, options)
-        total = parts["mse"] + options.absolute_weight * parts["l1"] + options.kl_weight * parts["kl"]
+        kl_weight = options.kl_weight * min(pace.progress / options.kl_ramp, 1.0)
+        total = parts["mse"] + options.absolute_weight * parts["l1"] + kl_weight * parts["kl"]
         norm = optimiser.step(total, pace, settings.warmup_steps)
         pace.tick()
         if pace.step % settings.log_every == 0:
@@ -66,13 +68,12 @@ def train_vae(settings: Settings, machine: Machine, store: Store, journal: Journ
 
 
 def new_vae(seed: int, machine: Machine) -> WanVae:
-    """An untrained VAE, the same for the same seed; attention begins as nothing."""
+    """An untrained VAE, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = WanVae(machine.architecture.vae)
-    for part in (vae.encoder, vae.decoder):
-        torch.nn.init.zeros_(part.middle[1].proj.weight)
-    return vae.to(machine.device, memory_format=torch.preserve_format)
+        init_vae(vae)
+    return vae.to(machine.device)
 
 
 def batch_at(options: VaeTraining, progress: float) -> tuple[int, ClipSize]:

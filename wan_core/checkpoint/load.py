@@ -1,7 +1,8 @@
 """From a checkpoint into a module: parameter by parameter, straight to the device and the dtype it will have there.
 
-The peak is the module's own size and one tensor. A module is either filled or left as it was: whatever ends a load
-early (a damaged file, no memory, an interrupt raised by `on_progress`) puts back the parameters that stood there.
+The peak is the module's own size and some 3% of the file (`stream.py`). A module is either filled or left as it was:
+whatever ends a load early (a damaged file, no memory, an interrupt raised by `on_progress`) puts back the parameters
+that stood there.
 """
 
 from collections.abc import Callable, Mapping

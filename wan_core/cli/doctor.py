@@ -18,6 +18,7 @@ LIBRARIES = {
     "Pillow": "no pictures",
     "sentencepiece": "no prompts",
     "ftfy": "prompts keep broken characters",
+    "kornia": "no SSIM",
     **dict.fromkeys(OPTIONAL_LIBRARIES, ""),
 }
 

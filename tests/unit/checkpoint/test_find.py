@@ -58,12 +58,10 @@ def test_older_places_and_subfolders(tmp_path: Path) -> None:
     assert (files.text_encoder, files.vae) == (encoder, vae)
 
 
-@pytest.mark.parametrize("layout", ["comfyui", "official"])
-def test_the_miniature(tmp_path: Path, layout: str) -> None:
-    write_miniature(tmp_path, layout=layout)
-    files = find_model(tmp_path)
-    assert all(path.exists() for path in files.weights)
-    assert (files.tokenizer is None) == (layout == "comfyui")
+def test_the_miniature_in_both_layouts(tmp_path: Path) -> None:
+    write_miniature(tmp_path, layout="both")
+    assert find_model(tmp_path / "comfyui").tokenizer is None
+    assert find_model(tmp_path / "official").tokenizer == tmp_path / "official" / "google" / "umt5-xxl" / "spiece.model"
 
 
 def test_an_empty_folder_names_every_part_and_where_it_was_sought(tmp_path: Path) -> None:
