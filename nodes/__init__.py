@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import decode, encode, explain, host, load, optimize, sample
+from . import compare, decode, encode, explain, host, load, optimize, sample
 
 
 class WanVelocityExtension(ComfyExtension):
@@ -23,4 +23,5 @@ class WanVelocityExtension(ComfyExtension):
             decode.DecodeLatent,
             encode.EncodeVideo,
             explain.ShowPlan,
+            compare.Compare,
         ]

@@ -5,8 +5,9 @@ latent_preview or server, so that another host needs another one of these.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import comfy.latent_formats
@@ -24,6 +25,7 @@ from .patcher import available_bytes
 
 PACK_ROOT = Path(__file__).parent.parent
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae")
+_MEASURING_BYTES = 1 << 30
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
@@ -48,9 +50,9 @@ def model_path(kind: str, name: str) -> Path:
     raise InputError(f"there is no {name!r} in the {kind} folders of this ComfyUI; choose another file or refresh")
 
 
-def stamps(kind: str, names: list[str]) -> str:
-    """Changes when one of these files does, so that the host opens it anew."""
-    paths = [model_path(kind, name) for name in names]
+def stamps(kind: str, names: Sequence[str | None]) -> str:
+    """Changes when one of these files does, so that the host opens it anew; `None` is a connected name."""
+    paths = [model_path(kind, name) for name in names if name is not None]
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.safetensors")))]
     return repr([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
@@ -58,12 +60,28 @@ def stamps(kind: str, names: list[str]) -> str:
 def hardware() -> Hardware:
     """The device that the host computes on, with what it would evict for us counted as free."""
     device = comfy.model_management.get_torch_device()
+    _make_room_to_measure(device)
     return Hardware.detect(str(device), free_memory=available_bytes(device))
+
+
+@cache
+def _make_room_to_measure(device: torch.device) -> None:
+    """Before the matrix products of the first `Hardware.detect`, which a card full of other models could not take."""
+    if device.type != "cpu":
+        comfy.model_management.free_memory(_MEASURING_BYTES, device)
 
 
 def result_device() -> torch.device:
     """Where the host wants tensors between nodes."""
     return comfy.model_management.intermediate_device()
+
+
+def latent_pictures(latent: torch.Tensor) -> torch.Tensor:
+    """Pictures (B T, H, W, 3) in [0, 1] of a latent (B, 16, T, H, W) in raw VAE space, by the host's preview colors."""
+    wan = comfy.latent_formats.Wan21()
+    pixels = wan.process_in(latent.float()).permute(0, 2, 3, 4, 1).flatten(0, 1)
+    factors, bias = pixels.new_tensor(wan.latent_rgb_factors), pixels.new_tensor(wan.latent_rgb_factors_bias)
+    return (pixels @ factors + bias).add(1.0).div(2.0).clamp(0.0, 1.0)
 
 
 @contextmanager

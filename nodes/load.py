@@ -63,8 +63,8 @@ class LoadExperts(io.ComfyNode):
         return _problem(lambda: _open_pair(high_noise, low_noise))
 
     @classmethod
-    def fingerprint_inputs(cls, high_noise: str, low_noise: str) -> str:
-        return host.stamps("diffusion_models", [high_noise] if low_noise == SAME_FOLDER else [high_noise, low_noise])
+    def fingerprint_inputs(cls, high_noise: str | None = None, low_noise: str | None = None) -> str:
+        return host.stamps("diffusion_models", [name for name in (high_noise, low_noise) if name != SAME_FOLDER])
 
     @classmethod
     def execute(cls, high_noise: str, low_noise: str) -> io.NodeOutput:
@@ -101,7 +101,7 @@ class LoadTextEncoder(io.ComfyNode):
         return True if file is None else _problem(lambda: open_text_encoder(host.model_path("text_encoders", file)))
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
+    def fingerprint_inputs(cls, file: str | None = None) -> str:
         return host.stamps("text_encoders", [file])
 
     @classmethod
@@ -135,7 +135,7 @@ class LoadVae(io.ComfyNode):
         return True if file is None else _problem(lambda: open_vae(host.model_path("vae", file)))
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
+    def fingerprint_inputs(cls, file: str | None = None) -> str:
         return host.stamps("vae", [file])
 
     @classmethod

@@ -5,8 +5,9 @@ The first of the two is the reference. Videos are (T, H, W, 3), uint8 or floatin
 
 - PSNR is 10 log10(1 / MSE), of the MSE of the whole video: a mean of the frames' PSNR would be infinite with one
   identical frame.
-- SSIM is Wang et al. 2004 (doi:10.1109/TIP.2003.819861): Gaussian window of 11x11 with sigma 1.5, population covariance,
-  where the window lies inside the frame; mean over R, G, B and frames. It comes from kornia, which ComfyUI brings along.
+- SSIM is Wang et al. 2004 (doi:10.1109/TIP.2003.819861): Gaussian window of 11x11 with sigma 1.5, population
+  covariance, where the window lies inside the frame; mean over R, G, B and frames. It comes from kornia, which ComfyUI
+  brings along.
 - Motion MSE is the MSE between the frame differences x[t+1] - x[t] of both. An error that stands still, such as a
   colour shift, adds nothing to it; one that is drawn anew in every frame adds twice its MSE.
 - Flicker is the mean of |x[t+1] - 2 x[t] + x[t-1]| of one video alone. VBench (arXiv:2311.17982) takes the first
@@ -106,12 +107,12 @@ class Comparison:
 
     def _psnr_text(self) -> str:
         worst = max(range(len(self.frames)), key=lambda index: self.frames[index].mse)
-        return f"{self.psnr:.2f} dB, lowest {_psnr(self.frames[worst].mse):.2f} at frame {worst}"
+        return f"{_decibels(self.mse)}, lowest {_decibels(self.frames[worst].mse)} at frame {worst}"
 
     def _motion_text(self) -> str:
         if self.motion_mse is None or self.kind == "latents":
             return self._text("motion_mse", ".4g")
-        return f"{self.motion_mse:.4g} ({_psnr(self.motion_mse):.2f} dB)"
+        return f"{self.motion_mse:.4g} (PSNR {_decibels(self.motion_mse)})"
 
     def _worst_ssim(self) -> str:
         values = [frame.ssim for frame in self.frames]
@@ -247,6 +248,10 @@ def _cosine(reference: float, candidate: float, product: float) -> float | None:
 
 def _psnr(mse: float) -> float:
     return -10 * math.log10(mse) if mse else math.inf
+
+
+def _decibels(mse: float) -> str:
+    return f"{_psnr(mse):.2f} dB" if mse else "infinite"
 
 
 def _unit_range(frame: Tensor) -> Tensor:

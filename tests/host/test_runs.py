@@ -1,6 +1,8 @@
 """Runs that are repeated, interrupted, or run in another way: what comes after is as if nothing had happened."""
 
+import json
 import time
+import uuid
 from collections.abc import Callable
 
 import torch
@@ -30,6 +32,15 @@ def interrupted(client: Client, graph: Prompt, class_type: str) -> tuple[Run, fl
     run = client.run(graph, stop)
     assert asked, "the node never showed progress"
     return run, time.monotonic() - asked[0]
+
+
+def loaded_models(client: Client, graph: Prompt) -> list[list]:
+    """What the host counts: class, loaded bytes and size of each model in its list."""
+    after = [node_id(graph, "WanVelocitySampler"), 0]
+    graph["models"] = {"class_type": "HostTestLoadedModels", "inputs": {"after": after, "label": uuid.uuid4().hex}}
+    run = client.run(graph)
+    del graph["models"]
+    return json.loads(run.text("models"))
 
 
 def test_interrupted_sampling_stops_at_once_and_leaves_nothing(
@@ -65,6 +76,18 @@ def test_same_seed_same_bits_after_another_job(graph: Prompt, saved: Saved) -> N
     assert not torch.equal(our_latent(graph, saved), first)
     inputs(graph, "WanVelocitySampler").update(seed=0, end_step=9000)
     assert torch.equal(our_latent(graph, saved), first)
+
+
+def test_the_host_counts_our_weights_and_can_unload_them(client: Client, graph: Prompt, saved: Saved) -> None:
+    before = our_latent(graph, saved)
+    ours = {"WanTransformer", "Umt5Encoder"}
+    counted = [row for row in loaded_models(client, graph) if row[0] in ours]
+    assert sorted(row[0] for row in counted).count("WanTransformer") == 2
+    assert all(loaded == size > 0 for _, loaded, size in counted)
+    client.post("/free", {"unload_models": True})
+    assert not loaded_models(client, graph)
+    inputs(graph, "WanVelocitySampler").update(end_step=9998)
+    assert torch.equal(our_latent(graph, saved), before)
 
 
 def test_batched_and_sequential_guidance_agree(graph: Prompt, saved: Saved) -> None:

@@ -59,13 +59,13 @@ def test_encode(vae: WanVae, theirs: AutoencoderKLWan, frames: int, height: int,
 
 
 def test_error_in_bfloat16_is_that_of_plain_pytorch() -> None:
-    """Ours may be at most twice diffusers' against float32; norms round less often here, so it should be below."""
-    latent, video = draw(1, 16, 3, 4, 6), draw(1, 3, 9, 32, 48, seed=1).clamp(-1, 1)
+    """Against float32 ours may err by 1.25 of what diffusers does; measured 0.98 to 1.03 over three seeds."""
+    latent, video = draw(1, 16, 2, 4, 6), draw(1, 3, 5, 32, 48, seed=1).clamp(-1, 1)
     ours, theirs = random_vae(SPEC), their_vae(random_vae(SPEC))
     decoded, encoded = theirs.decode(latent).sample, theirs.encode(video).latent_dist.mean
     ours, theirs = ours.bfloat16(), theirs.bfloat16()
     latent, video = latent.bfloat16(), video.bfloat16()
     their_decode = relative_error(theirs.decode(latent).sample, decoded)
     their_encode = relative_error(theirs.encode(video).latent_dist.mean, encoded)
-    assert 0 < relative_error(ours.decode(latent), decoded) <= 2 * their_decode
-    assert 0 < relative_error(ours.encode(video), encoded) <= 2 * their_encode
+    assert 0 < relative_error(ours.decode(latent), decoded) <= 1.25 * their_decode
+    assert 0 < relative_error(ours.encode(video), encoded) <= 1.25 * their_encode

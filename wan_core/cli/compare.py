@@ -65,8 +65,8 @@ def _compare(reference: Path, others: Sequence[Path]) -> list[Comparison]:
                 "two latents"
             )
     read, compare = (_latent, compare_latents) if kinds[reference] == "latent" else (_video, compare_videos)
-    first = read(reference)
-    return [compare(first, read(path)) for path in others]
+    first, *rest = map(read, (reference, *others))
+    return [compare(first, other) for other in rest]
 
 
 def _video(path: Path) -> Tensor:

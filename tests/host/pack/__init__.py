@@ -85,14 +85,13 @@ class LoadedModels(io.ComfyNode):
         return io.Schema(
             node_id="HostTestLoadedModels",
             category="host test",
-            inputs=[io.AnyType.Input("after")],
+            inputs=[io.AnyType.Input("after"), io.String.Input("label")],
             outputs=[],
             is_output_node=True,
-            not_idempotent=True,
         )
 
     @classmethod
-    def execute(cls, after: object) -> io.NodeOutput:
+    def execute(cls, after: object, label: str) -> io.NodeOutput:
         import comfy.model_management
 
         patchers = comfy.model_management.loaded_models()

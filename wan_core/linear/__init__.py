@@ -1,0 +1,1 @@
+"""Linear layers: what stands beside their products."""
