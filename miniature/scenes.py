@@ -28,7 +28,7 @@ COLOURS = {
 }
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 MOTIONS = (*DIRECTIONS, "still", "bouncing", "circling", "spinning", "growing", "shrinking")
-SIZES = {"small": 0.22, "medium": 0.30, "large": 0.40}
+SIZES = {"small": 0.24, "medium": 0.30, "large": 0.40}
 SPEEDS = {"slowly": 0.55, "": 0.80, "quickly": 1.15}
 _STYLE_ODDS = {"": 0.55, "glowing": 0.15, "outlined": 0.15, "shaded": 0.15}
 STYLES = tuple(_STYLE_ODDS)
@@ -43,7 +43,7 @@ BACKGROUNDS = {
 }
 PATTERNS = ("plain", "gradient", "striped", "checkered")
 CAMERAS = ("fixed", "zoom in", "zoom out", "pan left", "pan right")
-ORBIT = 0.32
+ORBIT = 0.26
 BOUNCE = 0.75
 GROWTH = (0.50, 1.15)
 
@@ -121,7 +121,7 @@ def draw_scene(rng: Random, *, held_out: bool = False, motions: tuple[str, ...] 
     colour, shape, motion = rng.choice(triples(held_out, motions))
     count = rng.choices(tuple(_COUNTS), tuple(_COUNTS.values()))[0]
     has_speed = motion in DIRECTIONS or motion == "spinning"
-    may_be_large = count == 1 or (count == 2 and motion not in _CHANGING)
+    may_be_large = count == 1 or (count == 2 and motion not in (*_CHANGING, "circling"))
     # White needs a darker ground, and shading would make it the gray of one.
     unlike, styles = (_PALE, _STYLE_ODDS | {"shaded": 0.0}) if colour == "white" else ((), _STYLE_ODDS)
     scene = Scene(
@@ -175,7 +175,9 @@ def _rows(count: int, motion: str) -> tuple[str, ...]:
         return ("vertical",) if motion in ("left", "right") else ("horizontal",)
     if motion in _IN_PLACE:
         return ("horizontal", "vertical") if count < 3 else ("horizontal", "vertical", "triangle")
-    return ("horizontal",) if count < 3 else ("horizontal", "triangle")
+    if count < 3:
+        return ("horizontal",)
+    return ("triangle",) if motion == "circling" else ("horizontal", "triangle")
 
 
 def _is_visible(triple: tuple[str, str, str]) -> bool:

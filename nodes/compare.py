@@ -1,6 +1,7 @@
 """Wan Compare: how far two videos or two latents are apart, in numbers and side by side."""
 
 from comfy_api.latest import io, ui
+from einops import rearrange
 from torch import Tensor, empty
 
 from ..wan_core.errors import InputError, Interrupted
@@ -60,7 +61,7 @@ class Compare(io.ComfyNode):
         else:
             latents = [native.latent_samples(latent) for latent in (latent_a, latent_b)]
             comparison = compare_latents(*latents)
-            pictures = [host.latent_pictures(latent) for latent in latents]
+            pictures = [latent_pictures(latent) for latent in latents]
         text = comparison.to_text()
         return io.NodeOutput(text, side_by_side(*pictures), ui=ui.PreviewText(text))
 
@@ -74,6 +75,14 @@ def side_by_side(first: Tensor, second: Tensor) -> Tensor:
     pictures[:, :, width : 2 * width] = second
     pictures[:, :, 2 * width :].copy_(first).sub_(second).abs_().mul_(GAIN).clamp_(0.0, 1.0)
     return pictures
+
+
+def latent_pictures(latent: Tensor) -> Tensor:
+    """Pictures (B T, H, W, 3) in [0, 1] of a latent (B, 16, T, H, W) in raw VAE space, as the host previews it."""
+    known = host.latent_format()
+    pixels = rearrange(known.process_in(latent.float()), "B C T H W -> (B T) H W C")
+    factors, bias = pixels.new_tensor(known.latent_rgb_factors), pixels.new_tensor(known.latent_rgb_factors_bias)
+    return (pixels @ factors + bias).add(1.0).div(2.0).clamp(0.0, 1.0)
 
 
 def _check_connected(**inputs: object) -> None:

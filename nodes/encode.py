@@ -63,7 +63,7 @@ class EncodeText(io.ComfyNode):
             encoder = text_encoder.ready(plan, list(prompts.values()), hooks.on_load)
             positive, negative = encoder.encode(list(prompts.values()), hooks).split(1)
         if notes := encoder.notes(prompts):
-            hooks.say("\n".join(notes))
+            host.say("\n".join(notes), cls.hidden.unique_id)
         return io.NodeOutput(native.conditioning(positive), native.conditioning(negative))
 
 

@@ -76,12 +76,9 @@ def result_device() -> torch.device:
     return comfy.model_management.intermediate_device()
 
 
-def latent_pictures(latent: torch.Tensor) -> torch.Tensor:
-    """Pictures (B T, H, W, 3) in [0, 1] of a latent (B, 16, T, H, W) in raw VAE space, by the host's preview colors."""
-    wan = comfy.latent_formats.Wan21()
-    pixels = wan.process_in(latent.float()).permute(0, 2, 3, 4, 1).flatten(0, 1)
-    factors, bias = pixels.new_tensor(wan.latent_rgb_factors), pixels.new_tensor(wan.latent_rgb_factors_bias)
-    return (pixels @ factors + bias).add(1.0).div(2.0).clamp(0.0, 1.0)
+def latent_format() -> comfy.latent_formats.LatentFormat:
+    """What the host knows of Wan's latents: the way to model space, the colors of its previews."""
+    return comfy.latent_formats.Wan21()
 
 
 @contextmanager
@@ -110,14 +107,14 @@ class NodeHooks:
         self._seconds: list[float] = []
         if previews:
             device = comfy.model_management.get_torch_device()
-            self._previewer = latent_preview.get_previewer(device, comfy.latent_formats.Wan21())
+            self._previewer = latent_preview.get_previewer(device, latent_format())
 
     def on_phase(self, name: str) -> None:
         """Nothing to show: what a phase counts says more."""
 
     def on_load(self, what: str, done: int, total: int) -> None:
         if what != self._counted:
-            self.say(f"loading {what}, {total / 2**30:.3g} GiB")
+            say(f"loading {what}, {total / 2**30:.3g} GiB", self._node_id)
         self._advance(what, done, total)
 
     def on_step(self, event: StepEvent) -> None:
@@ -128,7 +125,7 @@ class NodeHooks:
             middle = event.denoised.shape[2] // 2
             frame = event.denoised[:1, :, middle : middle + 1]
             preview = self._previewer.decode_latent_to_preview_image("JPEG", frame)
-        self.say(f"{event.expert.value} noise, {self._remaining(event.num_steps - done)}")
+        say(f"{event.expert.value} noise, {self._remaining(event.num_steps - done)}", self._node_id)
         self._advance("steps", done, event.num_steps, preview)
 
     def on_chunk(self, done: int, total: int) -> None:
@@ -148,6 +145,3 @@ class NodeHooks:
         timed = self._seconds[1:] or self._seconds
         per_step = sum(timed) / len(timed)
         return f"{per_step:.3g} s/step, {num_steps * per_step:.0f} s left"
-
-    def say(self, text: str) -> None:
-        say(text, self._node_id)

@@ -12,6 +12,9 @@ from wan_core.hardware import Hardware
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("suite")
 
+# Tests work on small tensors, where a second thread only waits for the first: on a busy machine ten times as long.
+torch.set_num_threads(1)
+
 _GIB = 2**30
 _MACHINES = {
     "cpu": {"device": "cpu", "name": "a CPU", "capability": None, "total": 24, "rates": {"float32": 0.1}},

@@ -55,14 +55,9 @@ def kronecker_factors(parts: Parts) -> tuple[Tensor, Tensor]:
 def decomposed(weight: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
     """The weight that DoRA stands for; magnitude is (1, in) per input feature, any other shape per output feature."""
     moved = weight + change
-    if is_per_input(tuple(magnitude.shape), tuple(weight.shape)):
+    if magnitude.ndim > 1 and magnitude.shape[0] == 1:
         return moved * (magnitude.reshape(1, -1) / _norm(moved, axis=0))
     return moved * (magnitude.reshape(-1, 1) / _norm(moved, axis=1))
-
-
-def is_per_input(magnitude: tuple[int, ...], weight: tuple[int, int]) -> bool:
-    """Whether a magnitude of this shape belongs to the input features of a weight (out, in)."""
-    return len(magnitude) > 1 and magnitude[0] == 1 and weight != (1, 1)
 
 
 def _norm(weight: Tensor, axis: int) -> Tensor:
