@@ -44,7 +44,7 @@ class DecodeLatent(io.ComfyNode):
         cls, latent: dict[str, Tensor], vae: VaeHandle, profile: OptimizationProfile | None = None
     ) -> io.NodeOutput:
         samples = native.latent_samples(latent)
-        plan = resolve_decode(profile or preset("auto"), host.hardware(), vae.source.spec, tuple(samples.shape[2:]))
+        plan = resolve_decode(profile or preset("auto"), host.hardware(), vae.spec, tuple(samples.shape[2:]))
         hooks = host.NodeHooks(cls.hidden.unique_id)
         with host.interruptible():
             images = _decode(vae.ready(plan, hooks.on_load), samples, plan, hooks)

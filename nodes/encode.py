@@ -56,7 +56,7 @@ class EncodeText(io.ComfyNode):
         negative_prompt: str,
         profile: OptimizationProfile | None = None,
     ) -> io.NodeOutput:
-        plan = resolve_text(profile or preset("auto"), host.hardware(), text_encoder.source.spec)
+        plan = resolve_text(profile or preset("auto"), host.hardware(), text_encoder.spec)
         hooks = host.NodeHooks(cls.hidden.unique_id)
         prompts = {"prompt": prompt, "negative prompt": negative_prompt.strip() or DEFAULT_NEGATIVE_PROMPT}
         with host.interruptible():
@@ -142,7 +142,7 @@ class EncodeVideo(io.ComfyNode):
     def execute(cls, images: Tensor, vae: VaeHandle, profile: OptimizationProfile | None = None) -> io.NodeOutput:
         num_frames, height, width, _ = images.shape
         size = VideoSize(width=width, height=height, num_frames=num_frames)
-        plan = resolve_decode(profile or preset("auto"), host.hardware(), vae.source.spec, size.latent_size)
+        plan = resolve_decode(profile or preset("auto"), host.hardware(), vae.spec, size.latent_size)
         hooks = host.NodeHooks(cls.hidden.unique_id)
         # A fourth channel is alpha, which a video has no use for.
         video = rearrange(images[..., :3], "T H W C -> 1 C T H W").mul(2.0).sub(1.0)

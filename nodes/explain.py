@@ -55,8 +55,8 @@ class ShowPlan(io.ComfyNode):
         )
         plans = [resolve(profile, hardware, experts.pair.spec, workload)]
         if text_encoder is not None:
-            plans.insert(0, resolve_text(profile, hardware, text_encoder.source.spec))
+            plans.insert(0, resolve_text(profile, hardware, text_encoder.spec))
         if vae is not None:
-            plans.append(resolve_decode(profile, hardware, vae.source.spec, size))
+            plans.append(resolve_decode(profile, hardware, vae.spec, size))
         text = "\n\n".join(plan.to_text() for plan in plans)
         return io.NodeOutput(text, ui=ui.PreviewText(text))

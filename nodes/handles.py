@@ -4,7 +4,7 @@ Opening reads headers only. A handle keeps what it built for as long as the host
 builds anew only where a plan binds something else. `patcher` and `get_models` are what the host's RAM cache looks for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..wan_core.build import build_experts, build_text_encoder, build_vae
 from ..wan_core.checkpoint.experts import ExpertPair
@@ -55,31 +55,29 @@ class ExpertsHandle(_Handle):
 
 
 class _ComponentHandle(_Handle):
-    """The text encoder or the VAE: one module, rebuilt when its device or dtype changes."""
+    """The text encoder or the VAE: one module, built anew when its device or dtype changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, build: Callable[[ComponentPlan], TextEncoder | Vae]) -> None:
         super().__init__()
+        self._build = build
         self._built: TextEncoder | Vae | None = None
         self._binding: tuple[str, str] | None = None
 
     def _component(self, plan: ComponentPlan) -> TextEncoder | Vae:
         if self._binding != (plan.device, plan.dtype):
-            self._built, self._patchers = None, ()
+            self._built, self._patchers, self._binding = None, (), None
             self._built = self._build(plan)
             self._patchers = (WeightsPatcher(self._built.weights),)
             self._binding = (plan.device, plan.dtype)
         return self._built
-
-    def _build(self, plan: ComponentPlan) -> TextEncoder | Vae:
-        raise NotImplementedError
 
 
 class TextEncoderHandle(_ComponentHandle):
     """The text encoder (socket WAN_TEXT_ENCODER)."""
 
     def __init__(self, source: TextEncoderSource) -> None:
-        super().__init__()
-        self.source = source
+        super().__init__(lambda plan: build_text_encoder(plan, source))
+        self.spec = source.spec
 
     def ready(self, plan: ComponentPlan, prompts: Sequence[str], on_load: OnLoad) -> TextEncoder:
         """The encoder, its weights on the device unless every prompt is remembered."""
@@ -88,22 +86,16 @@ class TextEncoderHandle(_ComponentHandle):
             bring_to_device({"text encoder": self.patcher}, plan.peak_bytes - encoder.weights.nbytes, on_load)
         return encoder
 
-    def _build(self, plan: ComponentPlan) -> TextEncoder:
-        return build_text_encoder(plan, self.source)
-
 
 class VaeHandle(_ComponentHandle):
     """The VAE (socket WAN_VAE)."""
 
     def __init__(self, source: VaeSource) -> None:
-        super().__init__()
-        self.source = source
+        super().__init__(lambda plan: build_vae(plan, source))
+        self.spec = source.spec
 
     def ready(self, plan: ComponentPlan, on_load: OnLoad) -> Vae:
         """The VAE with its weights on the device and room for what the plan needs beside them."""
         vae = self._component(plan)
         bring_to_device({"VAE": self.patcher}, plan.peak_bytes, on_load)
         return vae
-
-    def _build(self, plan: ComponentPlan) -> Vae:
-        return build_vae(plan, self.source)

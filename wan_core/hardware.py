@@ -5,7 +5,10 @@ when a backend is loaded.
 """
 
 import importlib.metadata
+import os
 import platform
+import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,6 +47,7 @@ class Hardware:
     host_free_memory: int
     torch_version: str
     cuda_version: str | None
+    cudnn_version: str | None = None
     libraries: tuple[tuple[str, str], ...] = ()
     tflops: tuple[tuple[str, float], ...] = ()
 
@@ -69,6 +73,7 @@ class Hardware:
         versions = {
             "torch": self.torch_version,
             "CUDA": self.cuda_version or "none",
+            "cuDNN": self.cudnn_version or "none",
             "Python": platform.python_version(),
         }
         return {"device": self.name, **versions, **dict(self.libraries)}
@@ -98,9 +103,31 @@ class Hardware:
             host_free_memory=host.available,
             torch_version=torch.__version__,
             cuda_version=torch.version.cuda,
+            cudnn_version=_cudnn_version(),
             libraries=_installed_libraries(),
             tflops=_measured_rates(device),
         )
+
+
+def cache_folder() -> Path:
+    """Folder for what is worth keeping between runs; it need not exist yet.
+
+    The environment variable WAN_VELOCITY_CACHE names it; else it is "wan-velocity" in the user's own cache folder.
+    """
+    if given := os.environ.get("WAN_VELOCITY_CACHE"):
+        return Path(given)
+    try:
+        base = _user_cache(Path.home())
+    except RuntimeError:  # a user without a home, as in some containers
+        base = Path(tempfile.gettempdir())
+    return base / "wan-velocity"
+
+
+def _user_cache(home: Path) -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return given if given.is_absolute() else home / ".cache"  # the XDG specification ignores relative paths
 
 
 def _existing_device(asked: str | None) -> str:
@@ -134,6 +161,12 @@ def _installed_libraries() -> tuple[tuple[str, str], ...]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return tuple(found)
+
+
+def _cudnn_version() -> str | None:
+    """For example "91900"; it is replaced apart from torch by those who want its newer kernels."""
+    version = torch.backends.cudnn.version() if torch.version.cuda else None
+    return None if version is None else str(version)
 
 
 @cache

@@ -5,10 +5,21 @@ its reason in the report. Placement is decided last, because it depends on all t
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from .adaptation import Application, arrange
 from .attention.interface import AttentionProblem, KernelChoice
-from .choices import choose_attention, choose_compile, choose_dtype, choose_guidance, choose_tf32
+from .checkpoint.lora_pair import LoraChoice
+from .choices import (
+    choose_attention,
+    choose_compile,
+    choose_dtype,
+    choose_guidance,
+    choose_lora,
+    choose_tf32,
+    lora_disagreements,
+)
 from .errors import OutOfMemoryError
 from .hardware import Hardware
 from .models.vae_tiling import Tile, decode_bytes, default_tile
@@ -30,14 +41,18 @@ from .sampling.experts import split
 from .sampling.schedule import Schedule, for_request
 from .specs import Expert, TextEncoderSpec, TransformerSpec, VaeSpec, video_frames
 
+# The expert that a LoRA is on, and path, size and modification time of its files.
+LoraIdentity = tuple[str, tuple[tuple[str, int, int], ...]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What is to be computed: the latent (T, H, W), the number of videos in the batch, and the request."""
+    """What is to be computed: the latent (T, H, W), the number of videos in the batch, the request, and the LoRAs."""
 
     request: SampleRequest
     latent_size: tuple[int, int, int]
     batch: int = 1
+    loras: tuple[LoraChoice, ...] = ()
 
     @property
     def is_guided(self) -> bool:
@@ -57,12 +72,14 @@ class ExpertsBinding:
     compile_mode: str
     offload: str
     on_unsupported: str
+    lora: Application
+    lora_files: tuple[LoraIdentity, ...]
 
     @property
     def key(self) -> str:
-        """Hash of what is bound. The size of the video is no part of it."""
+        """Hash of what is bound. The size of the video and the strengths of LoRAs are no part of it."""
         parts = (self.device, self.dtype, self.residual, self.attention.names, self.cross_attention.names,
-                 self.compile_mode, self.offload)  # fmt: skip
+                 self.compile_mode, self.offload, self.lora, self.lora_files)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -143,6 +160,7 @@ class _Forward:
     shape: ForwardShape
     guidance: str
     activation_bytes: int
+    adapter_bytes: tuple[int, ...]
     dtype_decision: Decision
     guidance_decision: Decision
 
@@ -164,9 +182,19 @@ def _forward(profile: OptimizationProfile, hardware: Hardware, spec: Transformer
         activation_bytes=forward_bytes(spec, shape)
         + text_context_bytes(spec, contexts * workload.batch, dtype)
         + RESERVED_BYTES,
+        adapter_bytes=_adapter_bytes(profile, spec, workload, dtype),
         dtype_decision=dtype_decision,
         guidance_decision=guidance_decision,
     )
+
+
+def _adapter_bytes(
+    profile: OptimizationProfile, spec: TransformerSpec, workload: Workload, dtype: str
+) -> tuple[int, ...]:
+    """What the LoRAs of each expert hold beside its weights."""
+    application, _ = choose_lora(workload.loras, spec, profile)
+    arranged = (arrange(workload.loras, expert, application) for expert in Expert)
+    return tuple(arrangement.adapter_bytes(spec, DTYPE_BYTES[dtype]) for arrangement in arranged)
 
 
 def resolve(
@@ -192,6 +220,7 @@ def resolve(
     )
     compile_mode, compile_decision = choose_compile(profile.compile.mode, hardware, profile)
     tf32, tf32_decision = choose_tf32(profile.precision.tf32, hardware)
+    lora, lora_decisions = choose_lora(workload.loras, spec, profile)
     offload, weight_bytes, offload_decision = _place(profile, hardware, spec, workload, forward)
     return ExecutionPlan(
         workload=workload,
@@ -206,6 +235,8 @@ def resolve(
             compile_mode=compile_mode,
             offload=offload,
             on_unsupported=profile.on_unsupported,
+            lora=lora,
+            lora_files=lora_identities(workload.loras),
         ),
         guidance=forward.guidance,
         tf32=tf32,
@@ -221,9 +252,22 @@ def resolve(
             compile_decision,
             tf32_decision,
             offload_decision,
-        ),  # fmt: skip
-        warnings=tuple(disagreements(workload.request.recipe)),
+            *lora_decisions,
+        ),
+        warnings=_warnings(workload),
     )
+
+
+def lora_identities(loras: Sequence[LoraChoice]) -> tuple[LoraIdentity, ...]:
+    """Which files are on which expert; equal where nothing has to be read anew."""
+    files = ((choice[expert], expert) for choice in loras for expert in Expert)
+    return tuple((expert.value, lora.identity if lora else ()) for lora, expert in files)
+
+
+def _warnings(workload: Workload) -> tuple[str, ...]:
+    recipe, loras = workload.request.recipe, workload.loras
+    notes = (note for choice in loras for note in choice.notes)
+    return (*notes, *disagreements(recipe), *lora_disagreements(recipe, loras))
 
 
 def resolve_text(profile: OptimizationProfile, hardware: Hardware, spec: TextEncoderSpec) -> ComponentPlan:
@@ -275,7 +319,7 @@ def _place(
 ) -> tuple[str, int, Decision]:
     """Placement of the experts: (policy, bytes of weights on the device, decision)."""
     asked = profile.offload.policy
-    needed = _weight_bytes(spec, forward.shape.dtype, hardware, asked)
+    needed = _weight_bytes(spec, forward, hardware, asked)
     rejected = []
     for policy, weight_bytes in needed.items():
         total = weight_bytes + forward.activation_bytes
@@ -291,12 +335,12 @@ def _place(
     )
 
 
-def _weight_bytes(spec: TransformerSpec, dtype: str, hardware: Hardware, asked: str) -> dict[str, int]:
+def _weight_bytes(spec: TransformerSpec, forward: _Forward, hardware: Hardware, asked: str) -> dict[str, int]:
     """Bytes of weights on the device by placement policy, in order of preference."""
-    one = expert_bytes(spec, dtype)
+    each = [expert_bytes(spec, forward.shape.dtype) + adapters for adapters in forward.adapter_bytes]
     if not hardware.is_cuda:
-        return {"resident": 2 * one}  # on a CPU the host is the device: there is nowhere else to put the idle expert
-    policies = {"resident": 2 * one, "experts": one}
+        return {"resident": sum(each)}  # on a CPU the host is the device: there is nowhere else for the idle expert
+    policies = {"resident": sum(each), "experts": max(each)}
     return policies if asked == "auto" else {asked: policies[asked]}
 
 
@@ -314,7 +358,7 @@ def _what_would_fit(profile: OptimizationProfile, hardware: Hardware, spec: Tran
 
 def _fits(profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload) -> bool:
     forward = _forward(profile, hardware, spec, workload)
-    weights = _weight_bytes(spec, forward.shape.dtype, hardware, profile.offload.policy)
+    weights = _weight_bytes(spec, forward, hardware, profile.offload.policy)
     return min(weights.values()) + forward.activation_bytes <= hardware.free_memory
 
 

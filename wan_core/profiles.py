@@ -84,6 +84,17 @@ class CompileSpec(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSpec(Checked):
+    """LoRAs "beside" the layers, where a change of strength reloads nothing, or "merged" into the weights.
+
+    Merged ones cost no time in a step, are rounded with the weights, and are read anew where a strength changes. "auto"
+    is beside.
+    """
+
+    application: Literal["auto", "beside", "merged"] = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VaeSettings(Checked):
     """Decoding whole frames or overlapping tiles, and the dtype of the convolutions."""
 
@@ -105,6 +116,7 @@ class OptimizationProfile(Checked):
     guidance: GuidanceSpec = field(default_factory=GuidanceSpec)
     offload: OffloadSpec = field(default_factory=OffloadSpec)
     compile: CompileSpec = field(default_factory=CompileSpec)
+    lora: LoraSpec = field(default_factory=LoraSpec)
     vae: VaeSettings = field(default_factory=VaeSettings)
     quality: Quality = "exact"
     on_unsupported: Literal["fallback", "error"] = "fallback"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from time import perf_counter
 
 
@@ -44,7 +45,9 @@ class Decision:
             text += f" [{self.quality}]"
         if self.reason:
             text += f" ({self.reason})"
-        return text + "".join(f"; not {item.name}: {item.reason}" for item in self.rejected)
+        for reason, items in groupby(self.rejected, key=lambda item: item.reason):
+            text += f"; not {', '.join(item.name for item in items)}: {reason}"
+        return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

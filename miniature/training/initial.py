@@ -18,6 +18,8 @@ _TIME_STD = 0.02
 # Nearly all text positions are padding, with a score of zero: sharper scores let a caption be heard among it from the
 # first step.
 _CROSS_SHARPNESS = 1.5
+# The norms see directions only: without a constant beside it, a bright pixel and a dim one would look alike.
+_BIAS_STD = 0.5
 # A latent that is mostly noise would teach the decoder to ignore it.
 _FIRST_LOG_VARIANCE = -5.0
 
@@ -61,19 +63,23 @@ def init_vae(vae: WanVae) -> None:
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             fan_in = module.weight[0].numel()
             nn.init.normal_(module.weight, std=fan_in**-0.5)
-            nn.init.zeros_(module.bias)
+            nn.init.normal_(module.bias, std=_BIAS_STD)
     for module in vae.modules():
         if isinstance(module, ResidualBlock):
             nn.init.zeros_(module.residual["6"].weight)
+            nn.init.zeros_(module.residual["6"].bias)
         elif isinstance(module, AttentionBlock):
             nn.init.zeros_(module.proj.weight)
+            nn.init.zeros_(module.proj.bias)
         elif isinstance(module, Upsample | Downsample) and module.time_conv is not None:
             _copy_frames(module.time_conv)
+    nn.init.zeros_(vae.conv1.bias)
     nn.init.constant_(vae.conv1.bias[vae.spec.latent_channels :], _FIRST_LOG_VARIANCE)
 
 
 def _copy_frames(conv: nn.Conv3d) -> None:
     """Each output channel takes its input channel at the newest frame; an upsampling has two outputs for each."""
     nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
     for output in range(conv.out_channels):
         conv.weight[output, output % conv.in_channels, -1] = 1.0

@@ -1,5 +1,6 @@
 """One ComfyUI for the whole host suite; skipped, and not in silence, where there is none."""
 
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,8 @@ def server(install: ComfyInstall, tmp_path_factory: pytest.TempPathFactory) -> I
     write_models(pack / "models")
     with ComfyServer(install, base) as running:
         yield running
+    # pytest keeps the folders of the last runs; the log is worth it, 200 MB of models are not.
+    shutil.rmtree(pack / "models")
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ IN_BOTH = {
     "head.0": "norm_out",
     "head.2": "conv_out",
 }
-PREFIXES |= {f"{half}.{ours}": f"{half}.{theirs}" for half in ("encoder", "decoder") for ours, theirs in IN_BOTH.items()}
+PREFIXES |= {
+    f"{half}.{ours}": f"{half}.{theirs}" for half in ("encoder", "decoder") for ours, theirs in IN_BOTH.items()
+}
 PREFIXES |= {
     f"decoder.upsamples.{(RESIDUAL_BLOCKS + 1) * level + block}": f"decoder.up_blocks.{level}.resnets.{block}"
     for level in range(LEVELS)

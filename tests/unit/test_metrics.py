@@ -69,9 +69,9 @@ def test_ssim_is_scikit_images(strength):
     first = first.reshape(3, 3, 40, 52).movedim(1, -1)
     second = (first + strength * (noise(3, 40, 52, 3) - 0.5)).clamp(0, 1)
     found = compare_videos(first, second)
-    assert found.ssim == pytest.approx(skimage_ssim(first, second), abs=2e-5)
+    assert found.ssim == pytest.approx(skimage_ssim(first, second), abs=2e-6)
     each = [skimage_ssim(a[None], b[None]) for a, b in zip(first, second, strict=True)]
-    assert [frame.ssim for frame in found.frames] == pytest.approx(each, abs=2e-5)
+    assert [frame.ssim for frame in found.frames] == pytest.approx(each, abs=2e-6)
 
 
 def test_flicker_of_a_video_that_blinks():

@@ -55,13 +55,17 @@ class AttentionBackend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelChoice:
-    """The pure half of a selection: who accepts the problem, in order of preference, and why the others do not."""
+    """The pure half of a selection: who accepts the problem, in the order to be tried, and why the others do not.
+
+    `reason` says where the order comes from.
+    """
 
     topic: str
     asked: str
     accepted: tuple[AttentionBackend, ...]
     rejected: tuple[Rejection, ...]
     problem: AttentionProblem
+    reason: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,6 +81,7 @@ class KernelChoice:
             topic=self.topic,
             asked=self.asked,
             chosen=backend.name,
+            reason=self.reason,
             quality=backend.quality,
             rejected=tuple(rejected),
         )

@@ -71,6 +71,15 @@ def evidence_of_pair(first: Checkpoint, second: Checkpoint) -> tuple[Evidence | 
     return found if any(found) else _by_letter(first.path, second.path)
 
 
+def expert_in_pair(path: Path, other: Path) -> Expert | None:
+    """The expert of `path` where two names differ in nothing but the experts that they speak of, else `None`."""
+    if _masked(path.name) == _masked(other.name):
+        expert, others = (_by_file(name.removesuffix(".safetensors")) for name in (path.name, other.name))
+        return expert if expert and others is expert.other else None
+    by_letter, _ = _by_letter(path, other)
+    return by_letter.expert if by_letter else None
+
+
 def _by_letter(first: Path, second: Path) -> tuple[Evidence | None, Evidence | None]:
     """Two files whose names differ in nothing but a lone h and a lone l."""
     letters = _LETTER.findall(first.stem), _LETTER.findall(second.stem)
@@ -112,6 +121,12 @@ def _words(name: str) -> list[tuple[Expert, str]]:
     words = [word.lower() for word in _WORD.findall(_JOINED.sub(r"\1_noise", name))]
     pairs = zip(words, [*words[1:], ""], strict=True)
     return [(Expert(word), after) for word, after in pairs if word in ("high", "low")]
+
+
+def _masked(name: str) -> str:
+    """A name with the experts that it mentions made alike."""
+    words = _JOINED.sub(r"\1_noise", name)
+    return _WORD.sub(lambda word: "*" if word[0].lower() in ("high", "low") else word[0].lower(), words)
 
 
 def _only(found: set[Expert]) -> Expert | None:

@@ -6,7 +6,7 @@ says which is which, the given order is used and a note says so.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from ..errors import CheckpointError
 from ..specs import Expert, TransformerSpec
 from .expert_name import evidence_of_pair, expert_by_name
+from .lora_pair import LoraChoice
 from .read import Checkpoint, open_checkpoint
 from .sentences import label, listing
 from .transformer import transformer_spec
@@ -27,15 +28,20 @@ _SAME = 0.99
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExpertPair:
-    """Both experts of one model. notes: what the user should know, one sentence each."""
+    """Both experts of one model, and the LoRAs on them in their order. notes: what the user should know, a sentence each."""
 
     high: Checkpoint
     low: Checkpoint
     spec: TransformerSpec
     notes: tuple[str, ...] = ()
+    loras: tuple[LoraChoice, ...] = ()
 
     def __getitem__(self, expert: Expert) -> Checkpoint:
         return self.high if expert is Expert.HIGH else self.low
+
+    def with_lora(self, choice: LoraChoice) -> "ExpertPair":
+        """These experts with one more LoRA, after those that they have."""
+        return replace(self, loras=(*self.loras, choice))
 
 
 def open_experts(high: Path | str, low: Path | str | None = None) -> ExpertPair:

@@ -5,7 +5,8 @@ whatever ends a load early (a damaged file, no memory, an interrupt raised by `o
 that stood there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,11 @@ from ..errors import CheckpointError
 from .header import FLOATS, TensorInfo
 from .read import Checkpoint
 from .sentences import counted, quoted
-from .stream import empty
+from .stream import Reader, empty
+
+# Changes a parameter on its way: the float32 value from the file -> the float32 value that is rounded and stored.
+Edit = Callable[[Tensor], Tensor]
+_NO_EDITS: Mapping[str, Edit] = MappingProxyType({})
 
 
 def load_module(
@@ -23,12 +28,14 @@ def load_module(
     dtype_of: Callable[[str], torch.dtype],
     device: torch.device | str,
     on_progress: Callable[[int, int], None] | None = None,
+    edits: Mapping[str, Edit] = _NO_EDITS,
 ) -> None:
     """Give every parameter of `module` (mostly on the meta device) its value from the checkpoint.
 
     The module's parameter names are the official ones. dtype_of: official name -> dtype on the device. on_progress is
-    called with (bytes done, bytes in all) of the file after each tensor; it may raise. Raises `CheckpointError` where
-    names or shapes do not match, before anything is read.
+    called with (bytes done, bytes in all) of the file after each tensor; it may raise. edits: by official name, for
+    parameters that are not stored as they are read. Raises `CheckpointError` where names or shapes do not match, before
+    anything is read.
     """
     before = dict(module.named_parameters())
     wanted = _matched(before, checkpoint)
@@ -39,9 +46,8 @@ def load_module(
         with torch.inference_mode(mode=False), checkpoint.reader() as reader:
             # In the order of the file, which is the order that a disk is fast in.
             for name, info in sorted(wanted.items(), key=lambda item: (item[1].file, item[1].start)):
-                target = empty(info, device, dtype_of(name))
-                reader.fill(info, target)
-                _put(module, name, nn.Parameter(target, requires_grad=False))
+                value = _read(reader, info, device, dtype_of(name), edits.get(name))
+                _put(module, name, nn.Parameter(value, requires_grad=False))
                 done += info.nbytes
                 if on_progress is not None:
                     on_progress(done, total)
@@ -50,6 +56,25 @@ def load_module(
         if not complete:
             for name, parameter in before.items():
                 _put(module, name, parameter)
+
+
+def reload_parameters(
+    module: nn.Module, checkpoint: Checkpoint, names: Collection[str], edits: Mapping[str, Edit]
+) -> None:
+    """Read some parameters of a loaded module anew, in place: each keeps its dtype and its device."""
+    with torch.inference_mode(mode=False), checkpoint.reader() as reader:
+        for name in names:
+            parameter = module.get_parameter(name)
+            info = checkpoint.tensors[name]
+            parameter.data.copy_(_read(reader, info, parameter.device, parameter.dtype, edits.get(name)))
+
+
+def _read(
+    reader: Reader, info: TensorInfo, device: torch.device | str, dtype: torch.dtype, edit: Edit | None
+) -> Tensor:
+    target = empty(info, device, dtype if edit is None else torch.float32)
+    reader.fill(info, target)
+    return target if edit is None else edit(target).to(dtype)
 
 
 def _matched(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:

@@ -1,9 +1,9 @@
-"""How the keys of LoRA files are named: families as data, each a prefix before the names of modules and a joint in them.
+"""How the keys of LoRA files are named: families as data, each a prefix before the names of modules.
 
-A key is prefix + module + "." + part: `diffusion_model.` `blocks.0.self_attn.q` `.lora_down.weight`. Two lists of modules
-cover every family, the official one and the one of diffusers, joined by dots or by underscores; a row is a pair of
-whole names, so nothing is replaced inside a name. Two traps stand in the rows: in diffusers attn1 is self attention and
-attn2 cross attention, and its norm2 is the official norm3, the only norm between the layers that has weights.
+A key is prefix + module + "." + part: `diffusion_model.` `blocks.0.self_attn.q` `.lora_down.weight`. Two lists of
+modules cover every family, the official one and the one of diffusers, joined by dots or by underscores; a row is a pair
+of whole names, so nothing is replaced inside a name. Two traps stand in the rows: in diffusers attn1 is self attention
+and attn2 cross attention, and its norm2 is the official norm3, the only norm between the layers that has weights.
 
 Modules that only image-to-video models have are in the lists too, so that their keys can be told from unknown ones.
 What the tensors behind the keys mean together is `lora.py`'s business.

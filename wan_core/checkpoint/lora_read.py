@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..linear.changes import decomposed, full_change
 from .header import TensorInfo
-from .lora import Change, LoraFile
+from .lora_file import Change, LoraFile
 from .stream import empty
 
 # LoHa's parts go by shorter names in the algebra.

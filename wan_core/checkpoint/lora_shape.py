@@ -49,6 +49,12 @@ def measure(parts: Parts, what: str) -> tuple[Measure, ...]:
     return tuple(found)
 
 
+def kronecker_shapes(parts: Parts) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of the two matrices of a measured Kronecker product, multiplied out."""
+    (first, _, _), (second, _, _) = (_factor(parts, name, "") for name in ("w1", "w2"))
+    return first, second
+
+
 def _low_rank(parts: Parts, what: str) -> Measure | None:
     if not {"down", "up"} <= parts.keys():
         return None
@@ -56,9 +62,7 @@ def _low_rank(parts: Parts, what: str) -> Measure | None:
     _expect(len(down) >= 2 and len(up) >= 2 and min(down) > 0 and min(up) > 0, what, "down", down, "up", up)
     rank = down[0]
     _expect(math.prod(up[1:]) == rank, what, "down", down, "up", up)
-    return Measure(
-        kind="low-rank", parts=_only(parts, ("down", "up")), shape=(up[0], math.prod(down[1:])), rank=rank
-    )
+    return Measure(kind="low-rank", parts=_only(parts, ("down", "up")), shape=(up[0], math.prod(down[1:])), rank=rank)
 
 
 def _lokr(parts: Parts, what: str) -> Measure | None:
@@ -126,5 +130,3 @@ def _expect(holds: bool, what: str, *shapes: str | tuple[int, ...]) -> None:  # 
     if not holds:
         listed = ", ".join(f"{role} {shape}" for role, shape in zip(shapes[::2], shapes[1::2], strict=True))
         raise CheckpointError(f"{what} has parts that do not go together: {listed}")
-
-

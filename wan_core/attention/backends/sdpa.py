@@ -13,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...hardware import Hardware
 from ..interface import Attend, AttentionBackend, AttentionProblem
+from .limits import HALF, Limits
+from .opaque import opaque
 
 # Above this the score matrix of "math" is hopeless, and no exception should have to say so.
 MATH_SCORE_BYTES = 8 << 30
@@ -20,50 +22,21 @@ MATH_SCORE_BYTES = 8 << 30
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: SDPBackend) -> Tensor:
     with sdpa_kernel(kernel):
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return out.transpose(1, 2)
+        return _attend_any(q, k, v)
 
 
 def _attend_any(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
 
-def _load(kernel: SDPBackend) -> Attend:
-    return partial(_attend, kernel=kernel)
-
-
-def _needs_cuda_half(problem: AttentionProblem, hardware: Hardware, least: tuple[int, int]) -> str | None:
-    if not hardware.is_cuda:
-        return "needs an NVIDIA GPU"
-    if hardware.capability < least:
-        return (
-            f"needs compute capability {least[0]}.{least[1]}, this is {hardware.capability[0]}.{hardware.capability[1]}"
-        )
-    if problem.dtype == "float32":
-        return "needs bfloat16 or float16, the plan computes in float32"
-    return None
-
-
-def _rejects_cudnn(problem: AttentionProblem, hardware: Hardware) -> str | None:
-    if reason := _needs_cuda_half(problem, hardware, (9, 0)):
-        return reason
-    return None if problem.head_dim <= 128 else f"needs a head dimension up to 128, got {problem.head_dim}"
+def _load(name: str, kernel: SDPBackend) -> Attend:
+    return opaque(f"sdpa_{name}", partial(_attend, kernel=kernel))
 
 
 def _rejects_flash(problem: AttentionProblem, hardware: Hardware) -> str | None:
     if not hardware.is_cuda:
         return None  # PyTorch has a CPU kernel of that name, for every dtype
-    if reason := _needs_cuda_half(problem, hardware, (8, 0)):
-        return reason
-    return None if problem.head_dim <= 256 else f"needs a head dimension up to 256, got {problem.head_dim}"
-
-
-def _rejects_efficient(problem: AttentionProblem, hardware: Hardware) -> str | None:
-    if not hardware.is_cuda:
-        return "needs an NVIDIA GPU"
-    if problem.dtype == "bfloat16" and not hardware.has_bfloat16:
-        return "needs float16 or float32 below compute capability 8.0, the plan computes in bfloat16"
-    return None
+    return Limits(oldest=(8, 0), head_dim=256).rejects(problem, hardware)
 
 
 def _rejects_math(problem: AttentionProblem, hardware: Hardware) -> str | None:
@@ -73,20 +46,28 @@ def _rejects_math(problem: AttentionProblem, hardware: Hardware) -> str | None:
     return None
 
 
-BACKENDS = (
-    AttentionBackend(
-        name="cudnn", quality="exact", rejects=_rejects_cudnn, load=partial(_load, SDPBackend.CUDNN_ATTENTION)
-    ),
-    AttentionBackend(
-        name="flash", quality="exact", rejects=_rejects_flash, load=partial(_load, SDPBackend.FLASH_ATTENTION)
-    ),
-    AttentionBackend(
-        name="efficient",
-        quality="exact",
-        rejects=_rejects_efficient,
-        load=partial(_load, SDPBackend.EFFICIENT_ATTENTION),
-    ),
-    AttentionBackend(name="math", quality="exact", rejects=_rejects_math, load=partial(_load, SDPBackend.MATH)),
-    # PyTorch's own choice: the fallback that refuses nothing.
-    AttentionBackend(name="sdpa", quality="exact", rejects=lambda problem, hardware: None, load=lambda: _attend_any),
+CUDNN = AttentionBackend(
+    name="cudnn",
+    quality="exact",
+    rejects=Limits(oldest=(9, 0), head_dim=128).rejects,
+    load=partial(_load, "cudnn", SDPBackend.CUDNN_ATTENTION),
 )
+FLASH = AttentionBackend(
+    name="flash",
+    quality="exact",
+    rejects=_rejects_flash,
+    load=partial(_load, "flash", SDPBackend.FLASH_ATTENTION),
+)
+EFFICIENT = AttentionBackend(
+    name="efficient",
+    quality="exact",
+    rejects=Limits(dtypes=(*HALF, "float32")).rejects,
+    load=partial(_load, "efficient", SDPBackend.EFFICIENT_ATTENTION),
+)
+MATH = AttentionBackend(
+    name="math", quality="exact", rejects=_rejects_math, load=partial(_load, "math", SDPBackend.MATH)
+)
+# PyTorch's own choice: the fallback that refuses nothing, and the one that can be trained through.
+ANY = AttentionBackend(name="sdpa", quality="exact", rejects=lambda problem, hardware: None, load=lambda: _attend_any)
+
+BACKENDS = (CUDNN, FLASH, EFFICIENT, MATH, ANY)

@@ -1,0 +1,204 @@
+"""LoRAs on built experts: what stands beside its layer, what is merged into its parameter, and at which strengths.
+
+`arrange` is the pure half, from headers alone: the plan explains it and counts its bytes. `ExpertLoras` is the built
+half: it hooks adapters to the layers of a transformer, fills them and merges the rest while the weights are loaded, and
+follows changes of strength. Those reload nothing of what stands beside; of what is merged, the touched parameters.
+
+Beside stand changes of the linear layers in the blocks that are small beside their weights. All else is merged: what
+belongs to no such layer, what is as large as its weight, and DoRA, which depends on the weight that it changes and so
+takes the changes before it with it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint.inventory import transformer_shapes
+from .checkpoint.load import Edit, load_module, reload_parameters
+from .checkpoint.lora_file import Change, LoraFile, is_in_block_linear
+from .checkpoint.lora_pair import LoraChoice
+from .checkpoint.lora_read import merged, read_parts
+from .checkpoint.lora_shape import kronecker_shapes
+from .checkpoint.read import Checkpoint
+from .linear.adapter import Adapter, Term, adapter_bytes, attach
+from .linear.changes import kronecker_factors, low_rank_factors
+from .offload import OnBytes, Place, Weights
+from .precision import tf32
+from .specs import Expert, TransformerSpec
+
+Application = Literal["merged", "beside"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A change of the LoRA at `index` of the chain."""
+
+    index: int
+    lora: LoraFile
+    change: Change
+
+    @property
+    def term(self) -> Term:
+        """What stands beside the layer for it."""
+        change = self.change
+        if change.kind == "lokr":
+            return Term(kronecker=kronecker_shapes(change.parts))
+        return Term(rank=1 if change.kind == "diff" else change.rank ** (2 if change.kind == "loha" else 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """Where the changes of one expert go. beside: by layer; merged: by parameter, in the order of the chain.
+
+    reasons: why something is merged that was to stand beside, one clause each.
+    """
+
+    beside: Mapping[str, tuple[Placed, ...]]
+    merged: Mapping[str, tuple[Placed, ...]]
+    reasons: tuple[str, ...]
+
+    def adapter_bytes(self, spec: TransformerSpec, itemsize: int) -> int:
+        """Memory of what stands beside, in a dtype of `itemsize` bytes."""
+        shapes = transformer_shapes(spec)
+        total = 0
+        for layer, changes in self.beside.items():
+            out_features, in_features = shapes[f"{layer}.weight"]
+            total += adapter_bytes(in_features, out_features, [placed.term for placed in changes], itemsize)
+        return total
+
+
+def arrange(choices: Sequence[LoraChoice], expert: Expert, application: Application) -> Arrangement:
+    """Decide for every change of one expert's LoRAs whether it stands beside its layer or is merged."""
+    by_parameter: dict[str, list[Placed]] = {}
+    for index, choice in enumerate(choices):
+        lora = choice[expert]
+        for change in lora.changes_for(expert) if lora else ():
+            by_parameter.setdefault(change.parameter, []).append(Placed(index=index, lora=lora, change=change))
+    beside: dict[str, list[Placed]] = {}
+    to_merge: dict[str, list[Placed]] = {}
+    reasons: Counter[str] = Counter()
+    for parameter, changes in by_parameter.items():
+        has_dora = any(placed.change.magnitude is not None for placed in changes)
+        for placed in changes:
+            reason = "DoRA rescales the weight itself" if has_dora else _why_not_beside(placed.change)
+            if application == "beside" and reason is None:
+                beside.setdefault(parameter.rpartition(".")[0], []).append(placed)
+                continue
+            to_merge.setdefault(parameter, []).append(placed)
+            if application == "beside":
+                reasons[reason] += 1
+    return Arrangement(
+        beside={layer: tuple(changes) for layer, changes in beside.items()},
+        merged={parameter: tuple(changes) for parameter, changes in to_merge.items()},
+        reasons=tuple(f"{count} merged: {reason}" for reason, count in reasons.items()),
+    )
+
+
+def _why_not_beside(change: Change) -> str | None:
+    if not is_in_block_linear(change):
+        return "only the linear layers of the blocks can have something beside them"
+    if change.kind == "diff" and not change.parameter.endswith(".bias"):
+        return "a full difference is as large as its weight"
+    if change.kind == "loha" and change.rank**2 * sum(change.shape) >= change.shape[0] * change.shape[1]:
+        return f"beside its layer a LoHa of rank {change.rank} would be larger than the weight"
+    return None
+
+
+class ExpertLoras:
+    """The LoRAs of one expert, bound to its transformer, which is still on the meta device.
+
+    wanted: the strength of each LoRA of the chain, for the next load and the next `settle`.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        checkpoint: Checkpoint,
+        arrangement: Arrangement,
+        strengths: tuple[float, ...],
+        dtype_of: Callable[[str], torch.dtype],
+    ) -> None:
+        self.wanted = strengths
+        self._applied = strengths
+        self._checkpoint = checkpoint
+        self._arrangement = arrangement
+        self._dtype_of = dtype_of
+        self._adapters: dict[str, Adapter] = {}
+        for layer, changes in arrangement.beside.items():
+            out_features, in_features = checkpoint.tensors[f"{layer}.weight"].shape
+            with torch.device("meta"):
+                adapter = Adapter(
+                    in_features, out_features, [placed.term for placed in changes], dtype_of(f"{layer}.weight")
+                )
+            attach(transformer.get_submodule(layer), adapter)
+            self._adapters[layer] = adapter
+
+    def load(self, transformer: nn.Module, device: torch.device, on_bytes: OnBytes) -> None:
+        """Give a meta transformer its weights, adapters included; it stays meta where anything fails."""
+        strengths = self.wanted
+        try:
+            self._fill_adapters(device)
+            load_module(transformer, self._checkpoint, self._dtype_of, device, on_bytes, self._edits())
+        except BaseException:
+            transformer.to("meta")
+            raise
+        self._applied = strengths
+
+    def settle(self, weights: Weights) -> None:
+        """Make loaded weights follow `wanted`; only what depends on a strength that has changed is touched."""
+        pairs = enumerate(zip(self.wanted, self._applied, strict=True))
+        changed = {index for index, (wanted, applied) in pairs if wanted != applied}
+        if not changed or weights.place is Place.FILE:
+            return
+        stale = [name for name, changes in self._arrangement.merged.items() if any(c.index in changed for c in changes)]
+        try:
+            self._set_coefficients()
+            reload_parameters(weights.module, self._checkpoint, stale, self._edits())
+        except BaseException:
+            # Half of the old strength and half of the new would be neither; the next use loads all of it.
+            weights.drop()
+            raise
+        self._applied = self.wanted
+
+    def _fill_adapters(self, device: torch.device) -> None:
+        # Ordinary tensors, also where a run in inference mode asks for them: they outlive it.
+        with torch.inference_mode(mode=False):
+            for layer, adapter in self._adapters.items():
+                adapter.reset(device)
+                for index, placed in enumerate(self._arrangement.beside[layer]):
+                    _fill(adapter, index, placed, device)
+        self._set_coefficients()
+
+    def _set_coefficients(self) -> None:
+        for layer, adapter in self._adapters.items():
+            for index, placed in enumerate(self._arrangement.beside[layer]):
+                adapter.set_coefficient(index, self.wanted[placed.index] * placed.change.scale)
+
+    def _edits(self) -> Mapping[str, Edit]:
+        return {
+            parameter: partial(
+                _merge, changes=[(placed.lora, placed.change, self.wanted[placed.index]) for placed in changes]
+            )
+            for parameter, changes in self._arrangement.merged.items()
+        }
+
+
+def _merge(parameter: Tensor, *, changes: Sequence[tuple[LoraFile, Change, float]]) -> Tensor:
+    with tf32(enabled=False):
+        return merged(parameter, changes)
+
+
+def _fill(adapter: Adapter, index: int, placed: Placed, device: torch.device) -> None:
+    change = placed.change
+    parts = read_parts(placed.lora, change, device)
+    if change.kind == "lokr":
+        adapter.fill_kronecker(index, *kronecker_factors(parts))
+    elif change.kind == "diff":
+        adapter.fill_bias(index, parts["diff"])
+    else:
+        adapter.fill_low_rank(index, *low_rank_factors(change.kind, parts))
