@@ -14,6 +14,7 @@ class WanVelocityExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             load.LoadExperts,
+            lora.LoraPair,
             optimize.OptimizationProfileNode,
             load.LoadTextEncoder,
             encode.EncodeText,

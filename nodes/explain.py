@@ -51,7 +51,10 @@ class ShowPlan(io.ComfyNode):
         samples, profile, hardware = native.latent_samples(latent), profile or preset("auto"), host.hardware()
         size = tuple(samples.shape[2:])
         workload = Workload(
-            request=SampleRequest(recipe=chosen_recipe(recipe)), latent_size=size, batch=samples.shape[0]
+            request=SampleRequest(recipe=chosen_recipe(recipe)),
+            latent_size=size,
+            batch=samples.shape[0],
+            loras=experts.pair.loras,
         )
         plans = [resolve(profile, hardware, experts.pair.spec, workload)]
         if text_encoder is not None:

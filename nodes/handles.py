@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from ..wan_core.build import build_experts, build_text_encoder, build_vae
 from ..wan_core.checkpoint.experts import ExpertPair
+from ..wan_core.checkpoint.lora_pair import LoraChoice
 from ..wan_core.checkpoint.text_encoder import TextEncoderSource
 from ..wan_core.checkpoint.vae import VaeSource
 from ..wan_core.components import Experts, TextEncoder, Vae
@@ -30,28 +31,49 @@ class _Handle:
         return list(self._patchers)
 
 
-class ExpertsHandle(_Handle):
-    """Both experts (socket WAN_EXPERTS)."""
+class _BuiltExperts(_Handle):
+    """The last build of two experts, whichever LoRAs were on them; all handles that stem from one loader share it."""
 
-    def __init__(self, pair: ExpertPair) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.pair = pair
         self._built: Experts | None = None
 
-    def build(self, plan: ExecutionPlan, hardware: Hardware) -> Experts:
-        """The experts as the plan binds them, ready to be activated under the host's memory management."""
+    def build(self, pair: ExpertPair, plan: ExecutionPlan, hardware: Hardware) -> Experts:
         if self._built is None or self._built.key != plan.key:
             # The old weights go before new ones come.
             self._built, self._patchers = None, ()
             self._built = build_experts(
                 plan.binding,
-                self.pair,
+                pair,
                 hardware,
                 make_residency=lambda weights: HostResidency(weights, plan.binding.offload),
             )
             self._patchers = tuple(self._built.residency.patchers.values())
         self._built.residency.reserve(plan.activation_bytes)
         return self._built
+
+
+class ExpertsHandle:
+    """Both experts with the LoRAs on them (socket WAN_EXPERTS)."""
+
+    def __init__(self, pair: ExpertPair, built: _BuiltExperts | None = None) -> None:
+        self.pair = pair
+        self._built = built or _BuiltExperts()
+
+    @property
+    def patcher(self) -> WeightsPatcher | None:
+        return self._built.patcher
+
+    def get_models(self) -> list[WeightsPatcher]:
+        return self._built.get_models()
+
+    def with_lora(self, choice: LoraChoice) -> "ExpertsHandle":
+        """The same experts with one more LoRA. Where only strengths differ, they are used as they are built."""
+        return ExpertsHandle(self.pair.with_lora(choice), self._built)
+
+    def build(self, plan: ExecutionPlan, hardware: Hardware) -> Experts:
+        """The experts as the plan binds them, ready to be activated under the host's memory management."""
+        return self._built.build(self.pair, plan, hardware)
 
 
 class _ComponentHandle(_Handle):

@@ -24,7 +24,7 @@ from ..wan_core.hooks import StepEvent
 from .patcher import available_bytes
 
 PACK_ROOT = Path(__file__).parent.parent
-MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae")
+MODEL_FOLDERS = ("diffusion_models", "loras", "text_encoders", "vae")
 _MEASURING_BYTES = 1 << 30
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 

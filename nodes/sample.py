@@ -126,6 +126,7 @@ class MoeSampler(io.ComfyNode):
             request=SampleRequest(recipe=chosen_recipe(recipe), sigmas=levels, **request),
             latent_size=tuple(samples.shape[2:]),
             batch=samples.shape[0],
+            loras=experts.pair.loras,
         )
         hardware = host.hardware()
         plan = resolve(profile or preset("auto"), hardware, experts.pair.spec, workload)

@@ -21,7 +21,7 @@ LAYERS = {
         "attention", "compilation", "linear", "metrics", "offload", "pacing", "parallel", "step_cache", "video",
     },
     "wan": {"models", "sampling", "checkpoint"},
-    "composition": {"build", "choices", "components", "plan", "predict"},
+    "composition": {"adaptation", "build", "choices", "components", "lora_plan", "plan", "predict"},
     "surface": {"__init__", "__main__", "cli", "pipeline", "sample"},
 }  # fmt: skip
 # Mechanisms know tensors, never each other.

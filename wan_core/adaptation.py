@@ -25,6 +25,7 @@ from .checkpoint.lora_pair import LoraChoice
 from .checkpoint.lora_read import merged, read_parts
 from .checkpoint.lora_shape import kronecker_shapes
 from .checkpoint.read import Checkpoint
+from .checkpoint.sentences import counted
 from .linear.adapter import Adapter, Term, adapter_bytes, attach
 from .linear.changes import kronecker_factors, low_rank_factors
 from .offload import OnBytes, Place, Weights
@@ -95,13 +96,13 @@ def arrange(choices: Sequence[LoraChoice], expert: Expert, application: Applicat
     return Arrangement(
         beside={layer: tuple(changes) for layer, changes in beside.items()},
         merged={parameter: tuple(changes) for parameter, changes in to_merge.items()},
-        reasons=tuple(f"{count} merged: {reason}" for reason, count in reasons.items()),
+        reasons=tuple(f"{counted(count, 'tensor')} merged: {reason}" for reason, count in reasons.items()),
     )
 
 
 def _why_not_beside(change: Change) -> str | None:
     if not is_in_block_linear(change):
-        return "only the linear layers of the blocks can have something beside them"
+        return "only linear layers of the blocks can have a change beside them"
     if change.kind == "diff" and not change.parameter.endswith(".bias"):
         return "a full difference is as large as its weight"
     if change.kind == "loha" and change.rank**2 * sum(change.shape) >= change.shape[0] * change.shape[1]:

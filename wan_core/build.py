@@ -1,7 +1,8 @@
 """From a plan to bound objects: the only place where the order of optimizations lives.
 
-Order: bind attention -> module on the meta device -> weights (read when first needed, straight to their place) ->
-compile -> residency. After this nobody holds the profile, and no forward asks which mode it is in.
+Order: bind attention -> module on the meta device -> LoRAs beside its layers -> weights, and LoRAs merged into them
+(read when first needed, straight to their place) -> compile -> residency. After this nobody holds the profile, and no
+forward asks which mode it is in.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from .adaptation import ExpertLoras, arrange
 from .attention.interface import bind
 from .checkpoint.experts import ExpertPair
 from .checkpoint.load import load_module
@@ -18,11 +20,12 @@ from .checkpoint.vae import VaeSource
 from .compilation import compile_blocks
 from .components import Experts, TextEncoder, Vae
 from .hardware import Hardware
+from .lora_plan import lora_files
 from .models.t5 import Umt5Encoder
 from .models.tokenizer import Tokenizer
 from .models.transformer import WanTransformer, wants_float32
 from .models.vae21 import WanVae
-from .offload import KeepResident, OnBytes, Residency, SwapModules, Weights
+from .offload import KeepResident, Load, OnBytes, Residency, SwapModules, Weights
 from .plan import ComponentPlan, ExpertsBinding
 from .specs import Expert
 
@@ -41,7 +44,8 @@ def build_experts(
     attend, attention_decision = bind(binding.attention, hardware, strict=strict)
     cross_attend, cross_decision = bind(binding.cross_attention, hardware, strict=strict)
     dtype = getattr(torch, binding.dtype)
-    transformers, weights = {}, {}
+    transformers, loras, weights = {}, {}, {}
+    assert binding.lora_files == lora_files(pair.loras), "the binding is of a plan for these LoRAs"
 
     def dtype_of(name: str) -> torch.dtype:
         return torch.float32 if wants_float32(name) else dtype
@@ -54,19 +58,21 @@ def build_experts(
                 cross_attend=cross_attend,
                 residual=getattr(torch, binding.residual),
             )
-        weights[expert] = _weights(
+        loras[expert] = ExpertLoras(
             transformer,
             pair[expert],
-            binding.device,
-            lambda name: torch.float32 if wants_float32(name) else dtype,
-            dtype,
+            arrange(pair.loras, expert, binding.lora),
+            tuple(choice.strength(expert) for choice in pair.loras),
+            dtype_of,
         )
+        weights[expert] = _weights(transformer, loras[expert].load, binding.device, dtype_of, dtype)
         if binding.compile_mode != "off":
             compile_blocks(transformer.blocks)
         transformers[expert] = transformer
     return Experts(
         spec=pair.spec,
         transformers=transformers,
+        loras=loras,
         weights=weights,
         residency=(make_residency or _RESIDENCIES[binding.offload])(weights),
         decisions=(attention_decision, cross_decision),
@@ -79,7 +85,7 @@ def build_text_encoder(plan: ComponentPlan, source: TextEncoderSource) -> TextEn
     with torch.device("meta"):
         encoder = Umt5Encoder(source.spec)
     dtype = getattr(torch, plan.dtype)
-    weights = _weights(encoder, source.checkpoint, plan.device, lambda name: dtype, dtype)
+    weights = _weights(encoder, _loader(source.checkpoint, lambda name: dtype), plan.device, lambda name: dtype, dtype)
     return TextEncoder(weights, Tokenizer.from_bytes(source.vocabulary()), plan.decisions)
 
 
@@ -88,18 +94,20 @@ def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:
     with torch.device("meta"):
         vae = WanVae(source.spec)
     dtype = getattr(torch, plan.dtype)
-    return Vae(_weights(vae, source.checkpoint, plan.device, lambda name: dtype, dtype), plan.decisions)
+    weights = _weights(vae, _loader(source.checkpoint, lambda name: dtype), plan.device, lambda name: dtype, dtype)
+    return Vae(weights, plan.decisions)
 
 
-def _weights(
-    module: nn.Module,
-    checkpoint: Checkpoint,
-    device: str,
-    dtype_of: Callable[[str], torch.dtype],
-    dtype: torch.dtype,
-) -> Weights:
+def _loader(checkpoint: Checkpoint, dtype_of: Callable[[str], torch.dtype]) -> Load:
     def load(target: nn.Module, place: torch.device, on_bytes: OnBytes) -> None:
         load_module(target, checkpoint, dtype_of, place, on_bytes)
 
-    nbytes = sum(p.numel() * dtype_of(name).itemsize for name, p in module.named_parameters())
+    return load
+
+
+def _weights(
+    module: nn.Module, load: Load, device: str, dtype_of: Callable[[str], torch.dtype], dtype: torch.dtype
+) -> Weights:
+    nbytes = sum(parameter.numel() * dtype_of(name).itemsize for name, parameter in module.named_parameters())
+    nbytes += sum(buffer.nbytes for buffer in module.buffers())
     return Weights(module, load, device=device, dtype=dtype, nbytes=nbytes)

@@ -4,19 +4,12 @@ Each returns the choice and the `Decision` that explains it; none loads anything
 stand here and nowhere else.
 """
 
-from collections.abc import Sequence
-
-from .adaptation import Application, arrange
 from .attention.backends import BACKENDS
 from .attention.interface import AttentionProblem, KernelChoice, survivors
-from .checkpoint.lora_file import block_linears
-from .checkpoint.lora_pair import LoraChoice
 from .errors import UnsupportedError
 from .hardware import Hardware
 from .profiles import OptimizationProfile
-from .recipes import Recipe
 from .report import Decision
-from .specs import Expert, TransformerSpec
 
 # Below this many tokens one pass leaves the device idle and a batch of two is faster; above, batching gains nothing
 # and costs memory (at 32,760 tokens on one H200: 5.10 s a step sequential, 5.25 s batched, 2026-11-21).
@@ -77,55 +70,3 @@ def choose_tf32(asked: str, hardware: Hardware) -> tuple[str, Decision]:
     if asked == "on" and not hardware.is_cuda:
         return "off", Decision(topic="TF32", asked=asked, chosen="off", reason="needs an NVIDIA GPU")
     return asked, Decision(topic="TF32", asked=asked, chosen=asked)
-
-
-def choose_lora(
-    loras: Sequence[LoraChoice], spec: TransformerSpec, profile: OptimizationProfile
-) -> tuple[Application, tuple[Decision, ...]]:
-    """How LoRAs are applied, and what each of them changes; no decisions without LoRAs.
-
-    Raises `UnsupportedError` where a strict profile asks for "beside" and a change of a layer cannot stand there.
-    """
-    asked = profile.lora.application
-    application: Application = "merged" if asked == "merged" else "beside"
-    if not loras:
-        return application, ()
-    arrangements = {expert: arrange(loras, expert, application) for expert in Expert}
-    reasons = [f"{expert.value} noise, {why}" for expert in Expert for why in arrangements[expert].reasons]
-    if reasons and asked == "beside" and profile.on_unsupported == "error":
-        raise UnsupportedError(f"LoRAs cannot stand beside the layers: {'; '.join(reasons)}; use 'auto' or 'merged'")
-    why = "a change of strength reloads nothing" if application == "beside" else "no cost in a step"
-    placed = Decision(topic="LoRA application", asked=asked, chosen=application, reason="; ".join((why, *reasons)))
-    return application, (placed, *_describe_loras(loras, len(block_linears(spec))))
-
-
-def lora_disagreements(chosen: Recipe, loras: Sequence[LoraChoice]) -> list[str]:
-    """What does not fit together in a recipe and its LoRAs, each with what to change."""
-    notes, distilled = [], False
-    for expert in Expert:
-        fast = [choice[expert] for choice in loras if choice[expert] and choice.strength(expert) != 0.0]
-        fast = [lora for lora in fast if lora.is_distilled]
-        distilled = distilled or bool(fast)
-        if fast and chosen.guidance(expert) > 1.0:
-            notes.append(
-                f"guidance {chosen.guidance(expert):g} on the {expert} with {fast[0].label}: a distilled LoRA is made "
-                "for guidance 1, which also takes half the time; use recipe lightning-4"
-            )
-    if chosen.num_steps <= 8 and max(chosen.guidance_high, chosen.guidance_low) <= 1.0 and not distilled:
-        notes.append(
-            f"{chosen.num_steps} steps at guidance 1 without a distilled LoRA, which so few steps need unless the "
-            "experts themselves are distilled; add the pair of 4-step Lightning LoRAs, or use recipe draft"
-        )
-    return notes
-
-
-def _describe_loras(loras: Sequence[LoraChoice], num_linears: int) -> list[Decision]:
-    decisions = []
-    for choice in loras:
-        for expert in Expert:
-            if (lora := choice[expert]) is None:
-                continue
-            changed = f"{lora.describe(expert, num_linears)}, strength {choice.strength(expert):g}"
-            text = "; ".join(filter(None, (changed, lora.describe_ignored())))
-            decisions.append(Decision(topic=f"LoRA {lora.label} on {expert.value} noise", asked="auto", chosen=text))
-    return decisions

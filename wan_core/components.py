@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .adaptation import ExpertLoras
 from .errors import InputError, Interrupted
 from .hooks import RunHooks
 from .models.t5 import Umt5Encoder, encode_prompts
@@ -28,10 +29,14 @@ _CACHED_PROMPTS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
-    """Both transformers, built from one plan. `residency.activate(expert)` brings one to the device."""
+    """Both transformers, built from one plan. `residency.activate(expert)` brings one to the device.
+
+    loras: what follows the strengths of each run; `wanted` is set before an expert is activated, `settle` called after.
+    """
 
     spec: TransformerSpec
     transformers: Mapping[Expert, WanTransformer]
+    loras: Mapping[Expert, ExpertLoras]
     weights: Mapping[Expert, Weights]
     residency: Residency
     decisions: tuple[Decision, ...]

@@ -4,7 +4,7 @@ A pipeline is opened from files (headers only), planned per request, and built w
 built stays, so that a second video costs no loading, and is built anew only where a plan binds something else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from .build import build_experts, build_text_encoder, build_vae
 from .checkpoint.experts import open_experts
 from .checkpoint.find import ModelFiles, find_model
+from .checkpoint.lora_pair import LoraChoice, Partner, choose_lora
 from .checkpoint.text_encoder import open_text_encoder
 from .checkpoint.vae import open_vae
 from .components import Experts, TextEncoder, Vae
@@ -56,10 +57,36 @@ class WanPipeline:
         self._text: TextEncoder | None = None
         self._vae: Vae | None = None
 
+    @property
+    def loras(self) -> tuple[LoraChoice, ...]:
+        """The LoRAs on the experts, in their order. Other strengths cost no loading."""
+        return self.pair.loras
+
+    @loras.setter
+    def loras(self, choices: Sequence[LoraChoice]) -> None:
+        self.pair = replace(self.pair, loras=tuple(choices))
+
+    def add_lora(
+        self,
+        file: str | Path,
+        *,
+        partner: Partner = "by name",
+        strength_high: float = 1.0,
+        strength_low: float = 1.0,
+    ) -> None:
+        """Put a LoRA on the experts, after those that are on them; its file for the other expert is found by name.
+
+        Raises `CheckpointError` for a file that is no LoRA or does not fit.
+        """
+        choice = choose_lora(
+            file, self.pair.spec, partner=partner, strength_high=strength_high, strength_low=strength_low
+        )
+        self.pair = self.pair.with_lora(choice)
+
     def plan(self, request: SampleRequest, size: VideoSize, *, batch: int = 1) -> RunPlan:
         """What a run would do; builds and loads nothing."""
         hardware = self._hardware()
-        workload = Workload(request=request, latent_size=size.latent_size, batch=batch)
+        workload = Workload(request=request, latent_size=size.latent_size, batch=batch, loras=self.pair.loras)
         experts = resolve(self.profile, hardware, self.pair.spec, workload)
         beside = replace(hardware, free_memory=max(hardware.free_memory - experts.weight_bytes, 0))
         return RunPlan(
@@ -93,9 +120,10 @@ class WanPipeline:
         report: Report | None = None,
     ) -> SampleResult:
         """Sample a latent in raw VAE space, from pure noise where none is given."""
-        if self._experts is None or self._experts.key != plan.experts.key:
-            self._experts = build_experts(plan.experts.binding, self.pair, self._hardware())
         workload = plan.experts.workload
+        if self._experts is None or self._experts.key != plan.experts.key:
+            pair = replace(self.pair, loras=workload.loras)
+            self._experts = build_experts(plan.experts.binding, pair, self._hardware())
         if latent is None:
             latent = torch.zeros(workload.batch, self.pair.spec.out_dim, *workload.latent_size)
         return sample(self._experts, plan.experts, conditioning, latent, hooks=hooks, report=report)

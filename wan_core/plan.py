@@ -5,23 +5,15 @@ its reason in the report. Placement is decided last, because it depends on all t
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .adaptation import Application, arrange
+from .adaptation import Application
 from .attention.interface import AttentionProblem, KernelChoice
 from .checkpoint.lora_pair import LoraChoice
-from .choices import (
-    choose_attention,
-    choose_compile,
-    choose_dtype,
-    choose_guidance,
-    choose_lora,
-    choose_tf32,
-    lora_disagreements,
-)
+from .choices import choose_attention, choose_compile, choose_dtype, choose_guidance, choose_tf32
 from .errors import OutOfMemoryError
 from .hardware import Hardware
+from .lora_plan import LoraIdentity, LoraPlan, lora_disagreements, plan_loras
 from .models.vae_tiling import Tile, decode_bytes, default_tile
 from .predict import (
     DTYPE_BYTES,
@@ -40,9 +32,6 @@ from .report import Decision, Rejection
 from .sampling.experts import split
 from .sampling.schedule import Schedule, for_request
 from .specs import Expert, TextEncoderSpec, TransformerSpec, VaeSpec, video_frames
-
-# The expert that a LoRA is on, and path, size and modification time of its files.
-LoraIdentity = tuple[str, tuple[tuple[str, int, int], ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +149,7 @@ class _Forward:
     shape: ForwardShape
     guidance: str
     activation_bytes: int
-    adapter_bytes: tuple[int, ...]
+    lora: LoraPlan
     dtype_decision: Decision
     guidance_decision: Decision
 
@@ -182,19 +171,10 @@ def _forward(profile: OptimizationProfile, hardware: Hardware, spec: Transformer
         activation_bytes=forward_bytes(spec, shape)
         + text_context_bytes(spec, contexts * workload.batch, dtype)
         + RESERVED_BYTES,
-        adapter_bytes=_adapter_bytes(profile, spec, workload, dtype),
+        lora=plan_loras(workload.loras, spec, profile, DTYPE_BYTES[dtype]),
         dtype_decision=dtype_decision,
         guidance_decision=guidance_decision,
     )
-
-
-def _adapter_bytes(
-    profile: OptimizationProfile, spec: TransformerSpec, workload: Workload, dtype: str
-) -> tuple[int, ...]:
-    """What the LoRAs of each expert hold beside its weights."""
-    application, _ = choose_lora(workload.loras, spec, profile)
-    arranged = (arrange(workload.loras, expert, application) for expert in Expert)
-    return tuple(arrangement.adapter_bytes(spec, DTYPE_BYTES[dtype]) for arrangement in arranged)
 
 
 def resolve(
@@ -220,7 +200,6 @@ def resolve(
     )
     compile_mode, compile_decision = choose_compile(profile.compile.mode, hardware, profile)
     tf32, tf32_decision = choose_tf32(profile.precision.tf32, hardware)
-    lora, lora_decisions = choose_lora(workload.loras, spec, profile)
     offload, weight_bytes, offload_decision = _place(profile, hardware, spec, workload, forward)
     return ExecutionPlan(
         workload=workload,
@@ -235,8 +214,8 @@ def resolve(
             compile_mode=compile_mode,
             offload=offload,
             on_unsupported=profile.on_unsupported,
-            lora=lora,
-            lora_files=lora_identities(workload.loras),
+            lora=forward.lora.application,
+            lora_files=forward.lora.files,
         ),
         guidance=forward.guidance,
         tf32=tf32,
@@ -252,16 +231,10 @@ def resolve(
             compile_decision,
             tf32_decision,
             offload_decision,
-            *lora_decisions,
+            *forward.lora.decisions,
         ),
         warnings=_warnings(workload),
     )
-
-
-def lora_identities(loras: Sequence[LoraChoice]) -> tuple[LoraIdentity, ...]:
-    """Which files are on which expert; equal where nothing has to be read anew."""
-    files = ((choice[expert], expert) for choice in loras for expert in Expert)
-    return tuple((expert.value, lora.identity if lora else ()) for lora, expert in files)
 
 
 def _warnings(workload: Workload) -> tuple[str, ...]:
@@ -337,7 +310,7 @@ def _place(
 
 def _weight_bytes(spec: TransformerSpec, forward: _Forward, hardware: Hardware, asked: str) -> dict[str, int]:
     """Bytes of weights on the device by placement policy, in order of preference."""
-    each = [expert_bytes(spec, forward.shape.dtype) + adapters for adapters in forward.adapter_bytes]
+    each = [expert_bytes(spec, forward.shape.dtype) + adapters for adapters in forward.lora.adapter_bytes]
     if not hardware.is_cuda:
         return {"resident": sum(each)}  # on a CPU the host is the device: there is nowhere else for the idle expert
     policies = {"resident": sum(each), "experts": max(each)}

@@ -59,6 +59,8 @@ def sample(
     """
     hooks, report = hooks or Silent(), report or Report()
     _check(experts, conditioning, latent)
+    for expert, loras in experts.loras.items():
+        loras.wanted = tuple(choice.strength(expert) for choice in plan.workload.loras)
     run = _Run(experts, plan, conditioning, hooks)
     device, split = plan.binding.device, plan.split
     report.warnings += plan.warnings
@@ -100,6 +102,7 @@ class _Run:
     def switch_to(self, expert: Expert) -> None:
         """Make `expert` the one that runs: its weights on the device, its keys and values of the text."""
         self._experts.residency.activate(expert, self._hooks.on_load)
+        self._experts.loras[expert].settle(self._experts.weights[expert])
         transformer = self._experts.transformers[expert]
         guided = self._plan.workload.request.recipe.guidance(expert) != 1.0
         positive = self._context(transformer, self._conditioning.positive)

@@ -59,7 +59,7 @@ def new_trainee(settings: Settings, tokenizer: Tokenizer, machine: Machine) -> T
     options, architecture = settings.experts, machine.architecture
     full = architecture.transformer
     cross = padded_attention(options.text_len, full.text_len, machine.device, machine.compute_dtype)
-    attend = next(backend for backend in BACKENDS if backend.name == "flash").load()
+    attend = next(backend for backend in BACKENDS if backend.name == "sdpa").load()
     linear = BlockLinear if machine.is_gpu else Linear
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

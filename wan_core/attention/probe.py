@@ -37,8 +37,9 @@ class Probe:
         self._rows = _evenly(self._q.shape[1], CHECKED_ROWS, device)
         self._heads = _evenly(problem.num_heads, CHECKED_HEADS, device)
         q, k, v = self._checked(self._q)[:, self._rows], self._checked(self._k), self._checked(self._v)
-        scores = torch.einsum("blnd,bknd->bnlk", q.double(), k.double()) * problem.head_dim**-0.5
-        self._exact = torch.einsum("bnlk,bknd->blnd", scores.softmax(-1), v.double())
+        # One head at a time: in float64 the keys of all of them would take more room than the problem itself.
+        heads = zip(q.unbind(2), k.unbind(2), v.unbind(2), strict=True)
+        self._exact = torch.stack([_exact_attention(*head) for head in heads], dim=2)
         own = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
         self.own_error = self._relative(own)  # what PyTorch itself loses in this dtype
 
@@ -96,8 +97,14 @@ def probe_bytes(problem: AttentionProblem, num_queries: int) -> int:
     per_token = problem.num_heads * problem.head_dim
     tensors = element * per_token * 2 * (num_queries + problem.kv_len)
     heads = min(CHECKED_HEADS, problem.num_heads)
-    exact = 8 * problem.kv_len * heads * (3 * problem.head_dim + 3 * CHECKED_ROWS)
-    return tensors + exact
+    exact = 8 * problem.kv_len * (2 * problem.head_dim + 3 * CHECKED_ROWS)
+    return tensors + element * heads * problem.kv_len * 2 * problem.head_dim + exact
+
+
+def _exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of one head, q, k, v (B, L, D), in float64."""
+    scores = q.double() @ k.double().transpose(1, 2) * q.shape[-1] ** -0.5
+    return scores.softmax(-1) @ v.double()
 
 
 def _evenly(length: int, count: int, device: str) -> Tensor:

@@ -28,7 +28,7 @@ _SAME = 0.99
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExpertPair:
-    """Both experts of one model, and the LoRAs on them in their order. notes: what the user should know, a sentence each."""
+    """Both experts of one model, and the LoRAs on them. notes: what the user should know, one sentence each."""
 
     high: Checkpoint
     low: Checkpoint

@@ -41,8 +41,9 @@ _MAX_SIZE = 2**63 - 1
 class TensorInfo:
     """One tensor of a checkpoint, as its file describes it.
 
-    dtype: torch's name of the stored dtype. nbytes: stored size. stored_as: the tensor's name in `file`.
-    start: where its data begin in `file`, in bytes.
+    dtype: torch's name of the stored dtype, or ggml's of its blocks ("Q4_K"). nbytes: stored size. stored_as: the
+    tensor's name in `file`. start: where its data begin in `file`, in bytes. scale: the tensor that holds what the
+    stored numbers are multiplied by to get the values, one number or one for each row.
     """
 
     shape: tuple[int, ...]
@@ -51,6 +52,7 @@ class TensorInfo:
     file: Path
     stored_as: str
     start: int
+    scale: "TensorInfo | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,12 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a safetensors file says that it holds, once that was found to be possible."""
+    """What a file says that it holds, once that was found to be possible. format: as people call it."""
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     stamp: Stamp
+    format: str = "safetensors"
 
 
 def read_header(path: Path) -> Header:

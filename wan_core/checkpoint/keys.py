@@ -10,7 +10,7 @@ The official names are those of the reference implementation's modules, and of o
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
 from itertools import product
 from typing import Literal
 
@@ -41,12 +41,41 @@ class NameTable:
 
     def to_official(self, name: str) -> str | None:
         """The official name of one of theirs, `None` for a name that is not in the table."""
-        name = self.aliases.get(name, name)
-        return _translate(name, tuple(row[1] for row in self.rows), tuple(row[0] for row in self.rows))
+        return self._inverse.translate(self.aliases.get(name, name))
 
     def from_official(self, name: str) -> str | None:
         """Their name of an official one, `None` for a name that is not in the table."""
-        return _translate(name, tuple(row[0] for row in self.rows), tuple(row[1] for row in self.rows))
+        return self._forward.translate(name)
+
+    @cached_property
+    def _forward(self) -> "_Translation":
+        return _Translation(self.rows)
+
+    @cached_property
+    def _inverse(self) -> "_Translation":
+        return _Translation((theirs, official) for official, theirs in self.rows)
+
+
+class _Translation:
+    """Rows in one direction. Most names that are asked for are in no row, and that is what must be quick."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        # Rows by their names with every number masked, which few rows have in common.
+        self._rows: dict[str, list[tuple[re.Pattern[str], str]]] = {}
+        for source, target in rows:
+            pattern = re.compile(re.escape(source).replace(r"\*", _NUMBER))
+            self._rows.setdefault(_masked(source), []).append((pattern, target))
+
+    def translate(self, name: str) -> str | None:
+        for pattern, target in self._rows.get(_masked(name), ()):
+            if match := pattern.fullmatch(name):
+                numbers = iter(match.groups())
+                return re.sub(r"\*", lambda _: next(numbers), target)
+        return None
+
+
+def _masked(name: str) -> str:
+    return ".".join("*" if part.isascii() and part.isdigit() else part for part in name.split("."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,22 +139,6 @@ def _official_name(name: str, names: Collection[str], namings: Sequence[Naming])
     return name
 
 
-def _translate(name: str, sources: tuple[str, ...], targets: tuple[str, ...]) -> str | None:
-    match = _matcher(sources).fullmatch(name)
-    if match is None:
-        return None
-    row = int(match.lastgroup.removeprefix("row"))
-    # The groups of a row's numbers come right after the group of the row itself.
-    numbers = iter(match.groups()[match.lastindex :])
-    return re.sub(r"\*", lambda _: next(numbers), targets[row])
-
-
-@cache
-def _matcher(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    rows = (re.escape(pattern).replace(r"\*", _NUMBER) for pattern in patterns)
-    return re.compile("|".join(f"(?P<row{i}>{row})" for i, row in enumerate(rows)))
-
-
 def _join(*parts: Iterable[str]) -> tuple[str, ...]:
     """Every combination of the parts, joined by dots."""
     return tuple(".".join(names) for names in product(*parts))
@@ -133,6 +146,14 @@ def _join(*parts: Iterable[str]) -> tuple[str, ...]:
 
 def _same(names: Iterable[str]) -> tuple[Row, ...]:
     return tuple((name, name) for name in names)
+
+
+def _below(layers: Sequence[Row], names: Sequence[Row]) -> tuple[Row, ...]:
+    """Every row of `names` below every row of `layers`."""
+    return tuple(
+        (f"{layer}.{name}", f"{their_layer}.{their_name}")
+        for (layer, their_layer), (name, their_name) in product(layers, names)
+    )
 
 
 _LAYER = ("weight", "bias")
@@ -160,6 +181,62 @@ _VAE = (
     ),
 )
 
+# Official layer, diffusers' layer. The trap: the norm with weights is the third here and the second there.
+_DIFFUSERS_LAYERS = (
+    ("patch_embedding", "patch_embedding"),
+    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
+    ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
+    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
+    ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
+    ("time_projection.1", "condition_embedder.time_proj"),
+    ("head.head", "proj_out"),
+    ("blocks.*.norm3", "blocks.*.norm2"),
+    ("blocks.*.ffn.0", "blocks.*.ffn.net.0.proj"),
+    ("blocks.*.ffn.2", "blocks.*.ffn.net.2"),
+)
+_DIFFUSERS_TRANSFORMER = (
+    ("head.modulation", "scale_shift_table"),
+    ("blocks.*.modulation", "blocks.*.scale_shift_table"),
+    *_below(_DIFFUSERS_LAYERS, _same(_LAYER)),
+    *_below(
+        (("blocks.*.self_attn", "blocks.*.attn1"), ("blocks.*.cross_attn", "blocks.*.attn2")),
+        (
+            *_below((("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0")), _same(_LAYER)),
+            ("norm_q.weight", "norm_q.weight"),
+            ("norm_k.weight", "norm_k.weight"),
+        ),
+    ),
+)
+
+# The official decoder numbers its layers through; diffusers counts levels of three residual blocks, an upsampling each.
+_DIFFUSERS_RESIDUAL = (
+    *_below((("residual.0", "norm1"), ("residual.3", "norm2")), _same(("gamma",))),
+    *_below((("residual.2", "conv1"), ("residual.6", "conv2"), ("shortcut", "conv_shortcut")), _same(_LAYER)),
+)
+_DIFFUSERS_RESAMPLE = _same(_join(("resample.1", "time_conv"), _LAYER))
+_DIFFUSERS_HALF = (
+    *_below((("conv1", "conv_in"), ("head.2", "conv_out")), _same(_LAYER)),
+    ("head.0.gamma", "norm_out.gamma"),
+    *_below((("middle.0", "mid_block.resnets.0"), ("middle.2", "mid_block.resnets.1")), _DIFFUSERS_RESIDUAL[:-2]),
+    *_below((("middle.1", "mid_block.attentions.0"),), _same(("norm.gamma", *_join(("to_qkv", "proj"), _LAYER)))),
+)
+_DIFFUSERS_VAE = (
+    *_below((("conv1", "quant_conv"), ("conv2", "post_quant_conv")), _same(_LAYER)),
+    *_below(_same(("encoder", "decoder")), _DIFFUSERS_HALF),
+    *_below((("encoder.downsamples.*", "encoder.down_blocks.*"),), (*_DIFFUSERS_RESIDUAL, *_DIFFUSERS_RESAMPLE)),
+    *_below(
+        tuple(
+            (f"decoder.upsamples.{4 * level + block}", f"decoder.up_blocks.{level}.resnets.{block}")
+            for level, block in product(range(4), range(3))
+        ),
+        _DIFFUSERS_RESIDUAL,
+    ),
+    *_below(
+        tuple((f"decoder.upsamples.{4 * level + 3}", f"decoder.up_blocks.{level}.upsamplers.0") for level in range(3)),
+        _DIFFUSERS_RESAMPLE,
+    ),
+)
+
 # Official, transformers.
 _TEXT_ENCODER = (
     ("token_embedding.weight", "shared.weight"),
@@ -178,6 +255,24 @@ _TEXT_ENCODER = (
     ("blocks.*.ffn.fc2.weight", "encoder.block.*.layer.1.DenseReluDense.wo.weight"),
     ("norm.weight", "encoder.final_layer_norm.weight"),
 )
+# Official, llama.cpp.
+_TEXT_ENCODER_GGUF = _below(
+    (
+        ("token_embedding", "token_embd"),
+        ("blocks.*.norm1", "enc.blk.*.attn_norm"),
+        ("blocks.*.attn.q", "enc.blk.*.attn_q"),
+        ("blocks.*.attn.k", "enc.blk.*.attn_k"),
+        ("blocks.*.attn.v", "enc.blk.*.attn_v"),
+        ("blocks.*.attn.o", "enc.blk.*.attn_o"),
+        ("blocks.*.pos_embedding.embedding", "enc.blk.*.attn_rel_b"),
+        ("blocks.*.norm2", "enc.blk.*.ffn_norm"),
+        ("blocks.*.ffn.gate.0", "enc.blk.*.ffn_gate"),
+        ("blocks.*.ffn.fc1", "enc.blk.*.ffn_up"),
+        ("blocks.*.ffn.fc2", "enc.blk.*.ffn_down"),
+        ("norm", "enc.output_norm"),
+    ),
+    _same(("weight",)),
+)
 
 TRANSFORMER_OFFICIAL = NameTable(
     kind="transformer",
@@ -194,8 +289,22 @@ TEXT_ENCODER_TRANSFORMERS = NameTable(
     rows=_TEXT_ENCODER,
     aliases={"encoder.embed_tokens.weight": "shared.weight"},
 )
+TEXT_ENCODER_GGUF = NameTable(kind="text_encoder", name="llama.cpp", rows=_TEXT_ENCODER_GGUF)
+TRANSFORMER_DIFFUSERS = NameTable(
+    kind="transformer", name="diffusers", rows=_DIFFUSERS_TRANSFORMER, prefixes=("", "transformer.")
+)
 VAE_OFFICIAL = NameTable(
     kind="vae", name="official", rows=_same(_VAE), prefixes=("", "model.", "vae.", "first_stage_model.")
 )
+VAE_DIFFUSERS = NameTable(kind="vae", name="diffusers", rows=_DIFFUSERS_VAE)
 
-TABLES = (TRANSFORMER_OFFICIAL, TEXT_ENCODER_OFFICIAL, TEXT_ENCODER_TRANSFORMERS, VAE_OFFICIAL)
+# Of two tables that fit equally well, as the plain names of a GGUF do, the first one counts.
+TABLES = (
+    TRANSFORMER_OFFICIAL,
+    TRANSFORMER_DIFFUSERS,
+    TEXT_ENCODER_OFFICIAL,
+    TEXT_ENCODER_TRANSFORMERS,
+    TEXT_ENCODER_GGUF,
+    VAE_OFFICIAL,
+    VAE_DIFFUSERS,
+)

@@ -22,6 +22,7 @@ from .progress import progress_hooks
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model_options(parser)
+    options.add_lora_options(parser)
     group = parser.add_argument_group("prompts")
     group.add_argument("--prompt", required=True)
     group.add_argument("--negative", default="", help="empty: the model's own default negative prompt")
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     request, size = options.request(arguments)
     _check_outputs(arguments)
     pipeline = WanPipeline(options.model_files(arguments), profile, device=arguments.device)
+    pipeline.loras = options.loras(arguments, pipeline.pair.spec)
     plan = pipeline.plan(request, size)
     report = Report(settings=_settings(arguments), environment=pipeline.environment())
     report.warnings += pipeline.pair.notes
@@ -93,4 +95,10 @@ def _write(arguments: argparse.Namespace, chunks: Iterator[np.ndarray]) -> list[
 def _settings(arguments: argparse.Namespace) -> dict[str, object]:
     """What was asked for, as it was asked; paths by name only, since reports are shared."""
     shown = {name: value for name, value in vars(arguments).items() if value is not None and not callable(value)}
-    return {name: value.name if isinstance(value, Path) else value for name, value in shown.items()}
+    return {name: _shown(value) for name, value in shown.items()}
+
+
+def _shown(value: object) -> object:
+    return (
+        [str(item) for item in value] if isinstance(value, list) else value.name if isinstance(value, Path) else value
+    )

@@ -1,13 +1,16 @@
 """Options that several verbs share, and what they stand for: the files, the profile, the request."""
 
 import argparse
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..checkpoint.find import ModelFiles, find_model
+from ..checkpoint.lora_pair import LoraChoice, choose_lora, lora_for
 from ..errors import InputError
 from ..profiles import PRESETS, OptimizationProfile, preset
 from ..recipes import RECIPES, SOLVERS, SampleRequest, VideoSize, recipe
-from ..specs import T2V_A14B
+from ..specs import T2V_A14B, Expert, TransformerSpec
 
 _FILES = ("high", "low", "text_encoder", "vae")
 
@@ -21,6 +24,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--text-encoder", type=Path, metavar="FILE", help="UMT5 encoder")
     group.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer folder, where the encoder has none")
     group.add_argument("--vae", type=Path, metavar="FILE", help="Wan 2.1 VAE")
+
+
+def add_lora_options(parser: argparse.ArgumentParser) -> None:
+    """LoRAs, in the order in which they are given."""
+    group = parser.add_argument_group("LoRAs (repeatable; strength 1 unless given)")
+    for option, summary in (
+        ("--lora", "on both experts; the file for the other expert is found by name"),
+        ("--lora-high", "on the high-noise expert only"),
+        ("--lora-low", "on the low-noise expert only"),
+    ):
+        # One list for all three, because their order counts.
+        group.add_argument(
+            option, action="append", default=[], dest="loras", metavar="FILE[:STRENGTH]", help=summary,
+            type=partial(_LoraOption, option),
+        )  # fmt: skip
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +92,36 @@ def model_files(arguments: argparse.Namespace) -> ModelFiles:
         tokenizer=arguments.tokenizer,
         vae=arguments.vae,
     )
+
+
+def loras(arguments: argparse.Namespace, spec: TransformerSpec) -> tuple[LoraChoice, ...]:
+    """The LoRAs, opened for experts of these dimensions."""
+    return tuple(option.open(spec) for option in arguments.loras)
+
+
+@dataclass(frozen=True, slots=True)
+class _LoraOption:
+    """One of the three options, and what was given with it."""
+
+    option: str
+    given: str
+
+    def open(self, spec: TransformerSpec) -> LoraChoice:
+        file, strength = self._split()
+        if self.option == "--lora":
+            return choose_lora(file, spec, strength_high=strength, strength_low=strength)
+        return lora_for(Expert(self.option.removeprefix("--lora-")), file, spec, strength)
+
+    def _split(self) -> tuple[Path, float]:
+        # A drive letter has a colon too, so what follows the last one must be a number.
+        file, _, tail = self.given.rpartition(":")
+        try:
+            return (Path(file), float(tail)) if file else (Path(tail), 1.0)
+        except ValueError:
+            return Path(self.given), 1.0
+
+    def __str__(self) -> str:
+        return f"{self.option} {Path(self.given).name}"
 
 
 def profile(arguments: argparse.Namespace) -> OptimizationProfile:
