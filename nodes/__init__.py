@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import compare, decode, encode, explain, host, load, optimize, sample
+from . import compare, decode, encode, explain, host, load, lora, optimize, sample
 
 
 class WanVelocityExtension(ComfyExtension):

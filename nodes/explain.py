@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..wan_core.attention import verdict_store
 from ..wan_core.plan import Workload, resolve, resolve_decode, resolve_text
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import SampleRequest
@@ -56,7 +57,7 @@ class ShowPlan(io.ComfyNode):
             batch=samples.shape[0],
             loras=experts.pair.loras,
         )
-        plans = [resolve(profile, hardware, experts.pair.spec, workload)]
+        plans = [resolve(profile, hardware, experts.pair.spec, workload, verdict_store.read(hardware))]
         if text_encoder is not None:
             plans.insert(0, resolve_text(profile, hardware, text_encoder.spec))
         if vae is not None:

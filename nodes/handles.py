@@ -40,13 +40,13 @@ class _BuiltExperts(_Handle):
 
     def build(self, pair: ExpertPair, plan: ExecutionPlan, hardware: Hardware) -> Experts:
         if self._built is None or self._built.key != plan.key:
-            # The old weights go before new ones come.
-            self._built, self._patchers = None, ()
+            # Nothing is read here: what is not taken over of the old weights goes before new ones come.
             self._built = build_experts(
                 plan.binding,
                 pair,
                 hardware,
                 make_residency=lambda weights: HostResidency(weights, plan.binding.offload),
+                previous=self._built,
             )
             self._patchers = tuple(self._built.residency.patchers.values())
         self._built.residency.reserve(plan.activation_bytes)

@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..wan_core.checkpoint.lora import open_lora
-from ..wan_core.checkpoint.lora_pair import Partner, choose_lora, find_partner
+from ..wan_core.checkpoint.lora_pair import Partner, choose_lora
+from ..wan_core.checkpoint.partner import find_partner
 from ..wan_core.errors import InputError
 from . import host
 from .handles import ExpertsHandle
@@ -23,9 +24,9 @@ class LoraPair(io.ComfyNode):
             node_id="WanVelocityLora",
             display_name="Wan LoRA Pair",
             category="Wan Velocity",
-            description="Puts a LoRA on both experts: its high-noise and its low-noise file, or one file for both. Any of "
-            "the usual formats; the sampler's report says what was applied and what was ignored. Another strength "
-            "reloads nothing.",
+            description="Puts a LoRA on both experts: its high-noise and its low-noise file, or one file for both, in "
+            "any of the usual formats. The sampler's report says what was applied and what was ignored. Another "
+            "strength reloads nothing.",
             search_aliases=["lora loader", "load lora", "lightning lora", "high low lora", "wan lora"],
             inputs=[
                 WanExperts.Input("experts", tooltip="Both experts, from Load Wan Experts or another Wan LoRA Pair."),
@@ -38,9 +39,9 @@ class LoraPair(io.ComfyNode):
                     "partner",
                     options=[BY_NAME, NONE, *files],
                     default=BY_NAME,
-                    tooltip=f"The file for the other expert. {BY_NAME}: the file beside it whose name differs in high and "
-                    "low only; a file that does not say which expert it is for goes on both. none: the other expert "
-                    "runs without, where the file says which expert it is for.",
+                    tooltip=f"The file for the other expert. {BY_NAME}: the one whose name differs in high and low "
+                    f"only; a file that does not say which expert it is for goes on both. {NONE}: where the file says "
+                    "which expert it is for, the other one runs without.",
                 ),
                 _strength("strength_high", "high-noise"),
                 _strength("strength_low", "low-noise"),

@@ -40,11 +40,6 @@ SETTINGS = MappingProxyType(
         "compile": ("compile.mode", "torch.compile of the transformer block; the first step of a new size is slow."),
         "vae_tiling": ("vae.tiling", "Decode whole frames or overlapping tiles. auto: tiles where frames do not fit."),
         "vae_precision": ("vae.precision", "Dtype of the VAE."),
-        "lora": (
-            "lora.application",
-            "LoRAs beside the layers, where a change of strength reloads nothing, or merged into the weights, where they "
-            "cost no time in a step. auto: beside.",
-        ),
         "quality": (
             "quality",
             "The ceiling that auto never crosses: exact (same math), near (8-bit math, bounded error), lossy.",
@@ -52,6 +47,11 @@ SETTINGS = MappingProxyType(
         "on_unsupported": (
             "on_unsupported",
             "What happens when an option named here cannot run: fall back and say so in the report, or stop.",
+        ),
+        "lora": (
+            "lora.application",
+            "LoRAs beside the layers, where a change of strength reloads nothing, or merged into the weights, where "
+            "they cost no time in a step. auto: beside.",
         ),
     }
 )

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..wan_core.build import measure_kernels
 from ..wan_core.errors import InputError
 from ..wan_core.plan import Workload, resolve
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import RECIPES, SOLVERS, Recipe, SampleRequest, recipe
+from ..wan_core.report import Report
 from ..wan_core.sample import Conditioning, sample
 from . import host, native
 from .handles import ExpertsHandle
@@ -128,11 +130,13 @@ class MoeSampler(io.ComfyNode):
             batch=samples.shape[0],
             loras=experts.pair.loras,
         )
-        hardware = host.hardware()
+        hardware, report = host.hardware(), Report()
         plan = resolve(profile or preset("auto"), hardware, experts.pair.spec, workload)
+        plan = measure_kernels(plan, hardware, report)
         hooks = host.NodeHooks(cls.hidden.unique_id, previews=True)
         with host.interruptible():
-            result = sample(experts.build(plan, hardware), plan, conditioning, samples, hooks=hooks)
+            built = experts.build(plan, hardware)
+            result = sample(built, plan, conditioning, samples, hooks=hooks, report=report)
         return io.NodeOutput({"samples": result.latent.to(host.result_device())}, result.report.to_text())
 
 

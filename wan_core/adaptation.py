@@ -110,9 +110,22 @@ def _why_not_beside(change: Change) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """What loaded weights hold. applied: the strengths, `None` after another build's weights were taken over.
+
+    stale: parameters with that build's LoRAs in them. has_adapters: whether what stands beside has its numbers.
+    """
+
+    applied: tuple[float, ...] | None = None
+    stale: frozenset[str] = frozenset()
+    has_adapters: bool = True
+
+
 class ExpertLoras:
     """The LoRAs of one expert, bound to its transformer, which is still on the meta device.
 
+    dtype_of: dtype of a parameter once loaded. dtype: of the layers' products, and so of what stands beside them.
     wanted: the strength of each LoRA of the chain, for the next load and the next `settle`.
     """
 
@@ -123,56 +136,75 @@ class ExpertLoras:
         arrangement: Arrangement,
         strengths: tuple[float, ...],
         dtype_of: Callable[[str], torch.dtype],
+        dtype: torch.dtype,
     ) -> None:
         self.wanted = strengths
-        self._applied = strengths
+        self._state = _State(applied=strengths)
         self._checkpoint = checkpoint
         self._arrangement = arrangement
         self._dtype_of = dtype_of
         self._adapters: dict[str, Adapter] = {}
         for layer, changes in arrangement.beside.items():
             out_features, in_features = checkpoint.tensors[f"{layer}.weight"].shape
+            terms = [placed.term for placed in changes]
             with torch.device("meta"):
-                adapter = Adapter(
-                    in_features, out_features, [placed.term for placed in changes], dtype_of(f"{layer}.weight")
-                )
+                adapter = Adapter(in_features, out_features, terms, dtype)
             attach(transformer.get_submodule(layer), adapter)
             self._adapters[layer] = adapter
 
     def load(self, transformer: nn.Module, device: torch.device, on_bytes: OnBytes) -> None:
         """Give a meta transformer its weights, adapters included; it stays meta where anything fails."""
-        strengths = self.wanted
         try:
+            self._reset_adapters(device)
             self._fill_adapters(device)
             load_module(transformer, self._checkpoint, self._dtype_of, device, on_bytes, self._edits())
         except BaseException:
             transformer.to("meta")
             raise
-        self._applied = strengths
+        self._state = _State(applied=self.wanted)
+
+    def take_over(self, weights: Weights, other: "ExpertLoras", its_weights: Weights) -> None:
+        """Take the weights of a build with other LoRAs; what those and these change is read by the next `settle`."""
+        if its_weights.place is Place.FILE:
+            return
+        weights.take_over(its_weights)
+        self._reset_adapters(next(weights.module.parameters()).device)
+        stale = {*self._arrangement.merged, *other._arrangement.merged, *other._state.stale}
+        self._state = _State(stale=frozenset(stale), has_adapters=False)
 
     def settle(self, weights: Weights) -> None:
         """Make loaded weights follow `wanted`; only what depends on a strength that has changed is touched."""
-        pairs = enumerate(zip(self.wanted, self._applied, strict=True))
-        changed = {index for index, (wanted, applied) in pairs if wanted != applied}
-        if not changed or weights.place is Place.FILE:
+        if weights.place is Place.FILE or self._state == _State(applied=self.wanted):
             return
-        stale = [name for name, changes in self._arrangement.merged.items() if any(c.index in changed for c in changes)]
         try:
+            if not self._state.has_adapters:
+                self._fill_adapters(weights.device)
             self._set_coefficients()
-            reload_parameters(weights.module, self._checkpoint, stale, self._edits())
+            reload_parameters(weights.module, self._checkpoint, self._stale(), self._edits())
         except BaseException:
-            # Half of the old strength and half of the new would be neither; the next use loads all of it.
+            # Half of the old strengths and half of the new would be neither; the next use loads all of it.
             weights.drop()
             raise
-        self._applied = self.wanted
+        self._state = _State(applied=self.wanted)
 
-    def _fill_adapters(self, device: torch.device) -> None:
+    def _stale(self) -> list[str]:
+        """Parameters that hold another strength, or another LoRA, than is wanted."""
+        wanted, applied = self.wanted, self._state.applied or (None,) * len(self.wanted)
+        changed = {index for index in range(len(wanted)) if wanted[index] != applied[index]}
+        merged_in = self._arrangement.merged.items()
+        moved = [name for name, changes in merged_in if any(placed.index in changed for placed in changes)]
+        return list(dict.fromkeys((*self._state.stale, *moved)))
+
+    def _reset_adapters(self, device: torch.device) -> None:
         # Ordinary tensors, also where a run in inference mode asks for them: they outlive it.
         with torch.inference_mode(mode=False):
-            for layer, adapter in self._adapters.items():
+            for adapter in self._adapters.values():
                 adapter.reset(device)
-                for index, placed in enumerate(self._arrangement.beside[layer]):
-                    _fill(adapter, index, placed, device)
+
+    def _fill_adapters(self, device: torch.device) -> None:
+        for layer, adapter in self._adapters.items():
+            for index, placed in enumerate(self._arrangement.beside[layer]):
+                _fill(adapter, index, placed, device)
         self._set_coefficients()
 
     def _set_coefficients(self) -> None:

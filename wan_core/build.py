@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from .adaptation import ExpertLoras, arrange
+from .attention import verdict_store
+from .attention.calibrate import calibrate, is_measurable
 from .attention.interface import bind
 from .checkpoint.experts import ExpertPair
 from .checkpoint.load import load_module
@@ -26,19 +28,41 @@ from .models.tokenizer import Tokenizer
 from .models.transformer import WanTransformer, wants_float32
 from .models.vae21 import WanVae
 from .offload import KeepResident, Load, OnBytes, Residency, SwapModules, Weights
-from .plan import ComponentPlan, ExpertsBinding
+from .plan import ComponentPlan, ExecutionPlan, ExpertsBinding
+from .report import Report
 from .specs import Expert
 
 MakeResidency = Callable[[Mapping[Expert, Weights]], Residency]
 _RESIDENCIES: Mapping[str, MakeResidency] = {"resident": KeepResident, "experts": SwapModules}
 
 
+def measure_kernels(plan: ExecutionPlan, hardware: Hardware, report: Report) -> ExecutionPlan:
+    """The plan with its attention kernels in the order in which they are fast here, to be built and run.
+
+    What is not known of this machine yet is timed now, for some seconds once; the report says for how long.
+    """
+    choices = [each for each in (plan.binding.attention, plan.binding.cross_attention) if is_measurable(each, hardware)]
+    if not choices:
+        return plan
+    known = verdict_store.read(hardware)
+    if not all(known.covers(choice) for choice in choices):
+        with report.phase("timing attention kernels"):
+            known = calibrate(choices, hardware, known)
+    return plan.with_calibration(known)
+
+
 def build_experts(
-    binding: ExpertsBinding, pair: ExpertPair, hardware: Hardware, *, make_residency: MakeResidency | None = None
+    binding: ExpertsBinding,
+    pair: ExpertPair,
+    hardware: Hardware,
+    *,
+    make_residency: MakeResidency | None = None,
+    previous: Experts | None = None,
 ) -> Experts:
     """Both experts as the binding says.
 
-    make_residency: in place of the plan's own policy, where a host owns the memory.
+    make_residency: in place of the plan's own policy, where a host owns the memory. previous: the last build of these
+    experts; where it differs in nothing but LoRAs, its weights are taken over, and it has to read them anew.
     """
     strict = binding.on_unsupported == "error"
     attend, attention_decision = bind(binding.attention, hardware, strict=strict)
@@ -64,8 +88,11 @@ def build_experts(
             arrange(pair.loras, expert, binding.lora),
             tuple(choice.strength(expert) for choice in pair.loras),
             dtype_of,
+            dtype,
         )
         weights[expert] = _weights(transformer, loras[expert].load, binding.device, dtype_of, dtype)
+        if previous and previous.key_without_loras == binding.key_without_loras:
+            loras[expert].take_over(weights[expert], previous.loras[expert], previous.weights[expert])
         if binding.compile_mode != "off":
             compile_blocks(transformer.blocks)
         transformers[expert] = transformer
@@ -77,6 +104,7 @@ def build_experts(
         residency=(make_residency or _RESIDENCIES[binding.offload])(weights),
         decisions=(attention_decision, cross_decision),
         key=binding.key,
+        key_without_loras=binding.key_without_loras,
     )
 
 

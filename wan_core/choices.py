@@ -4,7 +4,10 @@ Each returns the choice and the `Decision` that explains it; none loads anything
 stand here and nowhere else.
 """
 
+from dataclasses import replace
+
 from .attention.backends import BACKENDS
+from .attention.calibrate import is_measurable
 from .attention.interface import AttentionProblem, KernelChoice, survivors
 from .errors import UnsupportedError
 from .hardware import Hardware
@@ -32,11 +35,16 @@ def choose_dtype(topic: str, asked: str, hardware: Hardware) -> tuple[str, Decis
 def choose_attention(
     topic: str, asked: str, problem: AttentionProblem, hardware: Hardware, profile: OptimizationProfile
 ) -> KernelChoice:
-    """Attention backends for one kind of attention; raises `UnsupportedError` where a strict profile cannot be kept."""
+    """Attention backends for one kind of attention, in order of preference.
+
+    Raises `UnsupportedError` where a strict profile cannot be kept.
+    """
     choice = survivors(topic, asked, problem, hardware, BACKENDS, ceiling=profile.quality)
     if profile.on_unsupported == "error" and asked not in ("auto", *choice.names[:1]):
         reason = next(item.reason for item in choice.rejected if item.name == asked)
         raise UnsupportedError(f"{topic} {asked!r} cannot run here: {reason}; {choice.names[0]!r} can")
+    if is_measurable(choice, hardware):
+        return replace(choice, reason="in order of preference, not timed on this machine yet")
     return choice
 
 

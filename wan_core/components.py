@@ -5,7 +5,7 @@ with the run, so that a component can be used again after an interrupt or an err
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,9 @@ from .models.transformer import WanTransformer
 from .models.vae21 import WanVae
 from .models.vae_tiling import Tile, decode_tiled_chunks
 from .offload import Residency, Weights
+from .pacing import Pacer
 from .report import Decision
-from .specs import Expert, TransformerSpec
+from .specs import Expert, TransformerSpec, latent_frames
 
 _CACHED_PROMPTS = 32
 
@@ -41,6 +42,7 @@ class Experts:
     residency: Residency
     decisions: tuple[Decision, ...]
     key: str
+    key_without_loras: str
 
 
 class TextEncoder:
@@ -83,7 +85,7 @@ class TextEncoder:
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
         if missing:
             self.weights.to_device(lambda done, total: hooks.on_load("text encoder", done, total))
-            with torch.inference_mode():
+            with torch.inference_mode(), Pacer(self._encoder.blocks, hooks.should_stop):
                 encoded = encode_prompts(self._encoder, self.tokenizer, missing)
             # A copy made outside inference mode is an ordinary tensor that the host may do anything with.
             self._cache.update(zip(missing, encoded.float().cpu().clone(), strict=True))
@@ -107,18 +109,15 @@ class Vae:
         return self.weights.module
 
     def decode_chunks(self, latent: Tensor, tile: Tile | None, hooks: RunHooks) -> Iterator[Tensor]:
-        """Frames as they are decoded: one, then four for every further latent frame, on the device."""
-        self.weights.to_device(lambda done, total: hooks.on_load("VAE", done, total))
-        latent = latent.to(self.weights.device, self.weights.dtype)
-        chunks = self._vae.decode_chunks(latent) if tile is None else decode_tiled_chunks(self._vae, latent, tile)
-        total = latent.shape[2]
-        for done in range(1, total + 1):
-            if hooks.should_stop():
-                raise Interrupted("stopped between two latent frames of the decode")
-            with torch.inference_mode():
-                chunk = next(chunks)
-            yield chunk
-            hooks.on_chunk(done, total)
+        """Frames as they are decoded: one, then four for every further latent frame, on the device.
+
+        In tiles, all frames come when the last tile is done; the hooks see every tile's chunks.
+        """
+        self._load(hooks)
+        latent = latent.to(self.weights.device)
+        if tile is None:
+            return _watched(self._vae.decode_chunks(latent), latent.shape[2], hooks)
+        return decode_tiled_chunks(self._vae, latent, tile, on_progress=_progress(hooks))
 
     def encode(self, video: Tensor, hooks: RunHooks) -> Tensor:
         """Latent (B, 16, T, H, W) in raw VAE space, float32 on the host."""
@@ -127,10 +126,29 @@ class Vae:
                 f"video is {video.shape[-1]}x{video.shape[-2]}, expected multiples of 16; the nearest is "
                 f"{max(video.shape[-1] // 16, 1) * 16}x{max(video.shape[-2] // 16, 1) * 16}"
             )
+        self._load(hooks)
+        chunks = self._vae.encode_chunks(video.to(self.weights.device))
+        return torch.cat(list(_watched(chunks, latent_frames(video.shape[2]), hooks)), dim=2).float().cpu()
+
+    def _load(self, hooks: RunHooks) -> None:
         self.weights.to_device(lambda done, total: hooks.on_load("VAE", done, total))
-        with torch.inference_mode():
-            latent = self._vae.encode(video.to(self.weights.device, self.weights.dtype))
-        return latent.float().cpu().clone()
+
+
+def _watched(chunks: Iterator[Tensor], total: int, hooks: RunHooks) -> Iterator[Tensor]:
+    """The chunks of a VAE run with its hooks asked and told between them."""
+    progress = _progress(hooks)
+    for done, chunk in enumerate(chunks, start=1):
+        yield chunk
+        progress(done, total)
+
+
+def _progress(hooks: RunHooks) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        hooks.on_chunk(done, total)
+        if hooks.should_stop():
+            raise Interrupted("stopped between two chunks of the VAE")
+
+    return progress
 
 
 def frames_last(chunk: Tensor) -> Tensor:

@@ -165,7 +165,12 @@ def _installed_libraries() -> tuple[tuple[str, str], ...]:
 
 def _cudnn_version() -> str | None:
     """For example "91900"; it is replaced apart from torch by those who want its newer kernels."""
-    version = torch.backends.cudnn.version() if torch.version.cuda else None
+    try:
+        version = torch.backends.cudnn.version() if torch.version.cuda else None
+    except (
+        RuntimeError
+    ):  # another cuDNN was found than torch was built for; its kernels are refused when they are tried
+        version = None
     return None if version is None else str(version)
 
 

@@ -56,6 +56,19 @@ class Weights:
         self.module.to("meta")
         self.place = Place.FILE
 
+    def take_over(self, other: "Weights") -> None:
+        """Hold the parameters that `other` holds, where it holds them, and leave it without.
+
+        Its module has parameters of the same names; buffers stay what they are.
+        """
+        for name, parameter in other.module.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            # A parameter of our own: moving a module may move the data of its parameters in place.
+            mine = nn.Parameter(parameter.data, requires_grad=False)
+            setattr(self.module.get_submodule(owner), leaf, mine)
+        self.place = other.place
+        other.drop()
+
     def _bring(self, place: Place, device: torch.device, on_bytes: OnBytes | None) -> None:
         if self.place is place:
             return

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .build import build_experts, build_text_encoder, build_vae
+from .attention import verdict_store
+from .build import build_experts, build_text_encoder, build_vae, measure_kernels
 from .checkpoint.experts import open_experts
 from .checkpoint.find import ModelFiles, find_model
 from .checkpoint.lora_pair import LoraChoice, Partner, choose_lora
@@ -87,7 +88,7 @@ class WanPipeline:
         """What a run would do; builds and loads nothing."""
         hardware = self._hardware()
         workload = Workload(request=request, latent_size=size.latent_size, batch=batch, loras=self.pair.loras)
-        experts = resolve(self.profile, hardware, self.pair.spec, workload)
+        experts = resolve(self.profile, hardware, self.pair.spec, workload, verdict_store.read(hardware))
         beside = replace(hardware, free_memory=max(hardware.free_memory - experts.weight_bytes, 0))
         return RunPlan(
             text=resolve_text(self.profile, hardware, self._text_source.spec),
@@ -120,13 +121,15 @@ class WanPipeline:
         report: Report | None = None,
     ) -> SampleResult:
         """Sample a latent in raw VAE space, from pure noise where none is given."""
-        workload = plan.experts.workload
-        if self._experts is None or self._experts.key != plan.experts.key:
+        report = report or Report()
+        experts = measure_kernels(plan.experts, self._hardware(), report)
+        workload = experts.workload
+        if self._experts is None or self._experts.key != experts.key:
             pair = replace(self.pair, loras=workload.loras)
-            self._experts = build_experts(plan.experts.binding, pair, self._hardware())
+            self._experts = build_experts(experts.binding, pair, self._hardware(), previous=self._experts)
         if latent is None:
             latent = torch.zeros(workload.batch, self.pair.spec.out_dim, *workload.latent_size)
-        return sample(self._experts, plan.experts, conditioning, latent, hooks=hooks, report=report)
+        return sample(self._experts, experts, conditioning, latent, hooks=hooks, report=report)
 
     def decode_chunks(self, plan: RunPlan, latent: Tensor, *, hooks: RunHooks | None = None) -> Iterator[Tensor]:
         """Video chunks (B, 3, t, 8H, 8W) in [-1, 1] on the device, one frame and then four at a time."""

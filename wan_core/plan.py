@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from .adaptation import Application
 from .attention.interface import AttentionProblem, KernelChoice
+from .attention.verdicts import NOTHING_MEASURED, Calibration
 from .checkpoint.lora_pair import LoraChoice
 from .choices import choose_attention, choose_compile, choose_dtype, choose_guidance, choose_tf32
 from .errors import OutOfMemoryError
@@ -66,10 +67,17 @@ class ExpertsBinding:
 
     @property
     def key(self) -> str:
-        """Hash of what is bound. The size of the video and the strengths of LoRAs are no part of it."""
-        parts = (self.device, self.dtype, self.residual, self.attention.names, self.cross_attention.names,
-                 self.compile_mode, self.offload, self.lora, self.lora_files)  # fmt: skip
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        """Hash of what is bound. The size of the video and the strengths of LoRAs are no part of it.
+
+        Of the kernels only the first counts: where another size has another order behind it, the build serves both.
+        """
+        return _hash(self.key_without_loras, self.lora, self.lora_files)
+
+    @property
+    def key_without_loras(self) -> str:
+        """Builds that agree in this one hold the same weights, but for what LoRAs change of them."""
+        return _hash(self.device, self.dtype, self.residual, self.attention.names[0], self.cross_attention.names[0],
+                     self.compile_mode, self.offload)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +110,18 @@ class ExecutionPlan:
         """Estimated time of all steps, without loading and switching."""
         per_step = dict(self.step_seconds)
         return sum(per_step[expert] for expert in self.split) if per_step else None
+
+    def with_calibration(self, calibration: Calibration) -> "ExecutionPlan":
+        """This plan with its attention kernels in measured order, where "auto" was asked for and all were measured."""
+        attention = calibration.order(self.binding.attention)
+        cross = calibration.order(self.binding.cross_attention)
+        decided = {choice.topic: choice.decision for choice in (attention, cross)}
+        return replace(
+            self,
+            binding=replace(self.binding, attention=attention, cross_attention=cross),
+            decisions=tuple(decided.get(decision.topic, decision) for decision in self.decisions),
+            warnings=tuple(dict.fromkeys((*self.warnings, *calibration.notes))),
+        )
 
     def describe_split(self) -> str:
         """For example "26 high + 14 low, switch at timestep 875 (step 27 of 40)"."""
@@ -178,9 +198,15 @@ def _forward(profile: OptimizationProfile, hardware: Hardware, spec: Transformer
 
 
 def resolve(
-    profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload
+    profile: OptimizationProfile,
+    hardware: Hardware,
+    spec: TransformerSpec,
+    workload: Workload,
+    calibration: Calibration = NOTHING_MEASURED,
 ) -> ExecutionPlan:
     """Decide how the experts run. `hardware.free_memory` counts what our own weights would give back as free.
+
+    calibration: what is known of the speed of attention kernels on this machine.
 
     Raises `InputError` for a request that makes no sense, `UnsupportedError` where a strict profile cannot be kept and
     `OutOfMemoryError` where nothing fits, each in one sentence.
@@ -234,7 +260,7 @@ def resolve(
             *forward.lora.decisions,
         ),
         warnings=_warnings(workload),
-    )
+    ).with_calibration(calibration)
 
 
 def _warnings(workload: Workload) -> tuple[str, ...]:
@@ -265,10 +291,10 @@ def resolve_decode(
     whole = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], None) + RESERVED_BYTES
     tile, peak, reason = None, whole, ""
     if profile.vae.tiling == "on" or (profile.vae.tiling == "auto" and whole > hardware.free_memory):
-        tile = default_tile(spec, latent_size, DTYPE_BYTES[dtype], hardware.free_memory - RESERVED_BYTES)
+        tile = default_tile(spec, latent_size, DTYPE_BYTES[dtype], hardware.free_memory - RESERVED_BYTES) or Tile()
         peak = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], tile) + RESERVED_BYTES
         reason = f"whole frames need {_gib(whole)}, {_gib(hardware.free_memory)} are free"
-    # The middle of the decoder attends over a whole frame; tiles attend over themselves. Their edges are blended.
+    # Tiles differ from whole frames by at most 1e-3 of the norm, where their overlaps are blended.
     tiling = Decision(
         topic="VAE decode",
         asked="auto",
@@ -346,6 +372,10 @@ def _step_seconds(
 ) -> tuple[tuple[Expert, float], ...]:
     rate = hardware.rate(shape.dtype)
     return () if rate is None else _per_expert(experts, workload, forward_seconds(spec, shape, rate))
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _gib(num_bytes: int) -> str:

@@ -1,1 +1,1 @@
-"""Training of the miniature: the VAE, a bank of latents, the two experts with their text encoder; see `miniature/train.py`."""
+"""Training of the miniature in three stages: the VAE, a bank of latents, the experts; see `miniature/train.py`."""

@@ -99,8 +99,8 @@ def train_experts(
         average.update(pace.step)
         pace.tick()
         if pace.step % settings.log_every == 0:
-            values = {f"loss_{name}": value.detach() for name, value in loss.items()}
-            journal.write("experts", step=pace.step, seconds=pace.spent, **values, gradient=norm)
+            values = {f"loss_{name}": value for name, value in loss.items()}
+            journal.write_losses("experts", pace, values | {"gradient": norm})
     modules = {name: module.state_dict() for name, module in trainee.modules.items()}
     state = {"optimiser": optimiser.state_dict(), "average": average.state_dict(), "pace": pace.state()}
     store.save("experts", {"modules": modules, **state})

@@ -1,10 +1,14 @@
 """The log of a training as lines of JSON, and its curves as a picture."""
 
 import json
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+from torch import Tensor
+
+from .pace import Pace
 
 
 class Journal:
@@ -14,13 +18,20 @@ class Journal:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def write(self, stage: str, **values: float | str) -> None:
+    def write(self, stage: str, **values: float | str | Tensor) -> None:
         record = {"time": round(time.time(), 1), "stage": stage}
         record |= {name: _rounded(value) for name, value in values.items()}
         line = json.dumps(record)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)
+
+    def write_losses(self, stage: str, pace: Pace, values: Mapping[str, Tensor]) -> None:
+        """A record of one step; a loss that is no number ends the training, since nothing good follows from it."""
+        numbers = {name: float(value.detach()) for name, value in values.items()}
+        self.write(stage, step=pace.step, seconds=pace.spent, **numbers)
+        if not all(map(math.isfinite, numbers.values())):
+            raise FloatingPointError(f"{stage} diverged at step {pace.step}: {numbers}")
 
     def records(self, stage: str) -> list[dict]:
         if not self.path.exists():
@@ -53,7 +64,5 @@ def _draw(axes: object, records: list[dict], names: tuple[str, ...], title: str)
     axes.grid(visible=True, alpha=0.3)
 
 
-def _rounded(value: float | str | torch.Tensor) -> float | str:
-    if isinstance(value, str | int):
-        return value
-    return float(f"{float(value):.5g}")
+def _rounded(value: float | str | Tensor) -> float | str:
+    return value if isinstance(value, str | int) else float(f"{float(value):.5g}")

@@ -20,15 +20,20 @@ class VaeTraining:
     kl_weight: per element of the latent, against a mean over pixels: noise worth half of it, an error of 42 dB, is what
     the latent then tolerates, so that neighbours in latent space are neighbours on the screen. It grows from zero over
     the share `kl_ramp` of the phase, since a latent has to carry something before it can be priced.
-    long_after: share of the phase from which on clips are as long as the default video, in batches as much smaller.
+    Most of the phase learns from windows of `window` pixels, since it takes many steps more than many pixels; after the
+    share `whole_after` come whole pictures, and clips as long as the default video.
+    num_scenes: how many scenes the clips are drawn from.
     """
 
     seconds: float = 300.0
     num_steps: int | None = None
-    batch: int = 24
+    num_scenes: int = 32768
+    batch: int = 32
     size: ClipSize = ClipSize(17, 128, 128)
-    long_size: ClipSize = ClipSize(33, 128, 128)
-    long_after: float = 0.8
+    window: int = 64
+    whole_after: float = 0.6
+    whole_batch: int = 8
+    whole_size: ClipSize = ClipSize(33, 128, 128)
     learning_rate: float = 1e-3
     absolute_weight: float = 0.1
     kl_weight: float = 5e-4
@@ -101,7 +106,9 @@ FULL = Settings()
 SMOKE = Settings(
     warmup_steps=2,
     log_every=2,
-    vae=VaeTraining(num_steps=6, batch=2, size=_TINY, long_size=ClipSize(9, 32, 32)),
+    vae=VaeTraining(
+        num_steps=4, num_scenes=16, batch=2, size=_TINY, window=16, whole_batch=2, whole_size=ClipSize(9, 32, 32)
+    ),
     bank=BankSettings(num_clips=16, part_clips=8, batch=4, size=_TINY, held_out_clips=8),
     experts=ExpertTraining(num_steps=6, batch=4),
 )

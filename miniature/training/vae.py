@@ -5,14 +5,14 @@ the training the two 1x1x1 convolutions on either side of the latent take in an 
 makes a latent of zero mean and unit variance into one with the released model's statistics, the decoder's undoes it.
 """
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from random import Random
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from miniature.clips import ClipSize, Painter, paint, render
+from miniature.clips import ClipSize, Painter, SceneNumbers, numbers, paint
 from miniature.scenes import draw_scene
 from wan_core.models.vae21 import WanVae
 from wan_core.specs import LATENT_MEAN, LATENT_STD
@@ -26,15 +26,38 @@ from .settings import Settings, VaeTraining
 from .store import Store
 from .whole_clip import WholeClip
 
-_STATISTICS_BATCHES = 16
+VAE_DONE = "vae_done"
 _SAVE_RESERVE = 15.0
+_STATISTICS_BATCHES = 16
+_HELD_OUT_BATCHES = 8
+_HELD_OUT_SCENES = 64
 
 
-def train_vae(settings: Settings, machine: Machine, store: Store, journal: Journal, deadline: Deadline) -> WanVae | None:
-    """The trained VAE with its statistics folded in, or `None` where the deadline came first; resumes from the store."""
-    options = settings.vae
-    vae = new_vae(settings.seed, machine)
-    if state := store.load("vae_done", machine):
+@dataclass(frozen=True, slots=True)
+class ClipSource:
+    """Endless clips of a fixed number of scenes, drawn on the device."""
+
+    scenes: SceneNumbers
+    painter: Painter
+
+    def draw(self, generator: torch.Generator, batch: int, size: ClipSize, window: int | None = None) -> Tensor:
+        """Clips (B, 3, T, H, W), or one window of them of `window` rows and columns, the same for the whole batch."""
+        device = self.scenes.fill.device
+        index = torch.randint(len(self.scenes.fill), (batch,), generator=generator, device=device)
+        video = self.painter(SceneNumbers(*(part[index] for part in self.scenes)), size)
+        if window is None:
+            return video
+        host = torch.Generator().manual_seed(generator.initial_seed())
+        top, left = (int(torch.randint(side - window + 1, (), generator=host)) for side in (size.height, size.width))
+        return video[..., top : top + window, left : left + window]
+
+
+def train_vae(
+    settings: Settings, machine: Machine, store: Store, journal: Journal, deadline: Deadline
+) -> WanVae | None:
+    """The trained VAE, its statistics folded in, or `None` where the deadline came first; resumes from the store."""
+    options, vae = settings.vae, new_vae(settings.seed, machine)
+    if state := store.load(VAE_DONE, machine):
         vae.load_state_dict(state)
         return vae
     pace = Pace(options.seconds, options.num_steps)
@@ -44,26 +67,23 @@ def train_vae(settings: Settings, machine: Machine, store: Store, journal: Journ
         optimiser.load_state_dict(state["optimiser"])
         pace.restore(state["pace"])
     clip, painter = machine.whole_clip(vae), machine.compiled(paint)
+    source = clip_source(f"vae {settings.seed}", options.num_scenes, machine, painter)
+    generator = torch.Generator(machine.device)
     while not pace.finished:
-        batch, size = batch_at(options, pace.progress)
-        video = draw_clips(f"vae {settings.seed} {pace.step}", batch, size, machine, painter)
+        generator.manual_seed(settings.seed * 1_000_003 + pace.step)
         with machine.autocast():
-            parts = losses(clip, video, options)
-        kl_weight = options.kl_weight * min(pace.progress / options.kl_ramp, 1.0)
-        total = parts["mse"] + options.absolute_weight * parts["l1"] + kl_weight * parts["kl"]
-        norm = optimiser.step(total, pace, settings.warmup_steps)
+            parts = losses(clip, draw_batch(source, options, pace.progress, generator), generator)
+        price = options.kl_weight * min(pace.progress / options.kl_ramp, 1.0)
+        loss = parts["mse"] + options.absolute_weight * parts["l1"] + price * parts["kl"]
+        norm = optimiser.step(loss, pace, settings.warmup_steps)
         pace.tick()
         if pace.step % settings.log_every == 0:
-            journal.write("vae", step=pace.step, seconds=pace.spent, **parts, gradient=norm)
+            journal.write_losses("vae", pace, parts | {"gradient": norm})
         if deadline.passed(_SAVE_RESERVE) and not pace.finished:
             store.save("vae", {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "pace": pace.state()})
             return None
-    mean, std = latent_statistics(clip, settings, machine, painter)
-    journal.write("vae statistics", least_std=std.min(), largest_std=std.max(), steps=pace.step, seconds=pace.spent)
-    fold_statistics(vae, mean, std.clamp(min=options.least_std))
-    round_to_bfloat16(vae)
-    journal.write("vae quality", psnr=held_out_psnr(clip, settings, machine, painter))
-    store.save("vae_done", vae.state_dict())
+    finish(clip, source, settings, machine, journal)
+    store.save(VAE_DONE, vae.state_dict())
     return vae
 
 
@@ -76,43 +96,51 @@ def new_vae(seed: int, machine: Machine) -> WanVae:
     return vae.to(machine.device)
 
 
-def batch_at(options: VaeTraining, progress: float) -> tuple[int, ClipSize]:
-    """Batch and size of the clips: short ones first, then long ones, of about the same number of frames in all."""
-    if progress < options.long_after:
-        return options.batch, options.size
-    frames = options.batch * options.size.num_frames
-    return max(frames // options.long_size.num_frames, 1), options.long_size
-
-
-def draw_clips(
-    seed: str, batch: int, size: ClipSize, machine: Machine, painter: Painter, *, held_out: bool = False
-) -> Tensor:
-    """Clips of the training world, or of the held-out one."""
+def clip_source(
+    seed: str, num_scenes: int, machine: Machine, painter: Painter, *, held_out: bool = False
+) -> ClipSource:
+    """Scenes of the training world, or of the held-out one."""
     rng = Random(seed)
-    return render([draw_scene(rng, held_out=held_out) for _ in range(batch)], size, machine.device, painter)
+    return ClipSource(numbers([draw_scene(rng, held_out=held_out) for _ in range(num_scenes)], machine.device), painter)
 
 
-def losses(clip: WholeClip, video: Tensor, options: VaeTraining) -> dict[str, Tensor]:
+def draw_batch(source: ClipSource, options: VaeTraining, progress: float, generator: torch.Generator) -> Tensor:
+    """Many small windows first, whole pictures later."""
+    if progress < options.whole_after:
+        return source.draw(generator, options.batch, options.size, options.window)
+    return source.draw(generator, options.whole_batch, options.whole_size)
+
+
+def losses(clip: WholeClip, video: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Errors of a reconstruction through a sampled latent, and the mean divergence per element of the latent."""
     mean, log_variance = clip.encode(video)
     log_variance = log_variance.clamp(-20, 10)
-    latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-    error = clip.decode(latent) - video
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    error = clip.decode(mean + torch.exp(0.5 * log_variance) * noise) - video
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     return {"mse": error.square().mean(), "l1": error.abs().mean(), "kl": kl}
 
 
 @torch.no_grad()
-def latent_statistics(clip: WholeClip, settings: Settings, machine: Machine, painter: Painter) -> tuple[Tensor, Tensor]:
+def finish(clip: WholeClip, source: ClipSource, settings: Settings, machine: Machine, journal: Journal) -> None:
+    """Fold the statistics in, round the weights as they are shipped, and say how good they are."""
+    mean, std = latent_statistics(clip, source, settings, machine)
+    journal.write("vae statistics", least_std=std.min(), largest_std=std.max())
+    fold_statistics(clip.vae, mean, std.clamp(min=settings.vae.least_std))
+    for parameter in clip.vae.parameters():
+        parameter.copy_(parameter.to(torch.bfloat16))
+    journal.write("vae quality", psnr=held_out_psnr(clip, source.painter, settings, machine))
+
+
+@torch.no_grad()
+def latent_statistics(
+    clip: WholeClip, source: ClipSource, settings: Settings, machine: Machine
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every channel of the latent, each (16,)."""
-    options = replace(settings.vae, long_after=0.0)
-    batch, size = batch_at(options, 1.0)
-    means = []
-    for index in range(_STATISTICS_BATCHES):
-        video = draw_clips(f"statistics {settings.seed} {index}", batch, size, machine, painter)
-        with machine.autocast():
-            means.append(clip.encode(video)[0])
-    latents = torch.cat(means).transpose(0, 1).flatten(1)
+    videos = _whole_batches(source, settings, machine, _STATISTICS_BATCHES)
+    with machine.autocast():
+        means = torch.cat([clip.encode(video)[0] for video in videos])
+    latents = means.transpose(0, 1).flatten(1)
     return latents.mean(1), latents.std(1)
 
 
@@ -132,20 +160,18 @@ def fold_statistics(vae: WanVae, mean: Tensor, std: Tensor) -> None:
 
 
 @torch.no_grad()
-def round_to_bfloat16(module: torch.nn.Module) -> None:
-    """What is trained on top of these weights then meets them as they are shipped."""
-    for parameter in module.parameters():
-        parameter.copy_(parameter.to(torch.bfloat16))
-
-
-@torch.no_grad()
-def held_out_psnr(clip: WholeClip, settings: Settings, machine: Machine, painter: Painter) -> float:
-    """Mean PSNR in dB over held-out clips of the long size, peak to peak 2."""
-    batch, size = batch_at(replace(settings.vae, long_after=0.0), 1.0)
+def held_out_psnr(clip: WholeClip, painter: Painter, settings: Settings, machine: Machine) -> float:
+    """Mean PSNR in dB over held-out clips as long as the default video, peak to peak 2."""
+    source = clip_source(f"held out {settings.seed}", _HELD_OUT_SCENES, machine, painter, held_out=True)
     values = []
-    for index in range(4):
-        video = draw_clips(f"held out {settings.seed} {index}", batch, size, machine, painter, held_out=True)
+    for video in _whole_batches(source, settings, machine, _HELD_OUT_BATCHES):
         with machine.autocast():
-            seen = clip.decode(clip.encode(video)[0]).clamp(-1, 1)
-        values.append(10 * torch.log10(4 / F.mse_loss(seen, video, reduction="none").mean(dim=(1, 2, 3, 4))))
+            error = clip.decode(clip.encode(video)[0]).clamp(-1, 1) - video
+        values.append(10 * torch.log10(4 / error.square().mean(dim=(1, 2, 3, 4))))
     return float(torch.cat(values).mean())
+
+
+def _whole_batches(source: ClipSource, settings: Settings, machine: Machine, count: int) -> Iterator[Tensor]:
+    generator = torch.Generator(machine.device).manual_seed(settings.seed)
+    for _ in range(count):
+        yield source.draw(generator, settings.vae.whole_batch, settings.vae.whole_size)

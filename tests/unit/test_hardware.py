@@ -1,6 +1,8 @@
 """The machine's description: true of this machine, inventable for tests."""
 
 import importlib.metadata
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,4 +75,35 @@ def test_gpu_is_described_and_measured():
 def test_environment_tells_what_a_report_needs(machine):
     told = machine("h200", libraries=(("triton", "3.6.0"),)).environment()
     assert (told["device"], told["torch"], told["CUDA"], told["triton"]) == ("NVIDIA H200", "2.13.0", "13.0", "3.6.0")
-    assert machine("cpu").environment()["CUDA"] == "none"
+    assert (machine("cpu").environment()["CUDA"], machine("cpu").environment()["cuDNN"]) == ("none", "none")
+
+
+@pytest.mark.parametrize(
+    ("platform", "given", "expected"),
+    [
+        ("linux", {}, "/home/me/.cache/wan-velocity"),
+        ("linux", {"XDG_CACHE_HOME": "/data/cache"}, "/data/cache/wan-velocity"),
+        ("linux", {"XDG_CACHE_HOME": "here"}, "/home/me/.cache/wan-velocity"),
+        ("linux", {"XDG_CACHE_HOME": "/data", "WAN_VELOCITY_CACHE": "/mine"}, "/mine"),
+        ("linux", {"LOCALAPPDATA": "/local"}, "/home/me/.cache/wan-velocity"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/wan-velocity"),
+        ("win32", {}, "/home/me/AppData/Local/wan-velocity"),
+    ],
+)
+def test_the_cache_is_where_the_user_expects_it(monkeypatch, platform, given, expected):
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "WAN_VELOCITY_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module.sys, "platform", platform)
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+    assert module.cache_folder() == Path(expected)
+
+
+def test_a_user_without_a_home_has_a_cache_too(monkeypatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("WAN_VELOCITY_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert module.cache_folder() == Path(tempfile.gettempdir()) / "wan-velocity"

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from wan_core.attention.verdicts import Calibration, Timing, Verdict
 from wan_core.errors import InputError, OutOfMemoryError, UnsupportedError
 from wan_core.hardware import Hardware
 from wan_core.plan import ExecutionPlan, Workload, resolve, resolve_decode, resolve_text
@@ -181,3 +182,53 @@ def test_decode_is_tiled_only_where_whole_frames_do_not_fit():
     assert resolve_decode(preset("auto"), H200, WAN21_VAE, HD.latent_size).tile is None
     tight = resolve_decode(preset("auto"), replace(H200, free_memory=4 * GIB), WAN21_VAE, HD.latent_size)
     assert tight.tile is not None and tight.peak_bytes <= 4 * GIB
+
+
+def verdict(*names: str) -> Verdict:
+    timings = tuple(Timing(name=name, tflops=600.0 - index, error=2e-3) for index, name in enumerate(names))
+    return Verdict(date="2026-11-21", timings=timings)
+
+
+def test_before_the_first_run_the_plan_says_that_nothing_was_timed():
+    plan = planned("auto", H200)
+    for topic in ("self attention", "cross attention"):
+        assert decision(plan, topic).chosen == "cudnn"
+        assert decision(plan, topic).reason == "in order of preference, not timed on this machine yet"
+    assert decision(planned("auto", A100_40GB, SMALL), "self attention").reason != ""
+    named = preset("auto").with_settings({"attention.backend": "flash"})
+    assert decision(planned(named, H200), "self attention").reason == ""
+
+
+def test_a_plan_takes_the_measured_order_for_self_and_cross_attention_apart():
+    order = {
+        "bfloat16 65536x65536x40x128": verdict("flash", "cudnn", "efficient", "sdpa"),
+        "bfloat16 65536x512x40x128": verdict("efficient", "cudnn", "flash", "math", "sdpa"),
+    }
+    known = Calibration(verdicts=order, notes=("a note",))
+    plan = resolve(preset("auto"), H200, T2V_A14B_TRANSFORMER, workload(), known)
+    assert plan.binding.attention.names == ("flash", "cudnn", "efficient", "sdpa")
+    assert plan.binding.cross_attention.names[0] == "efficient"
+    assert (
+        decision(plan, "self attention").reason
+        == "flash 600, cudnn 599, efficient 598, sdpa 597 TFLOP/s, measured 2026-11-21"
+    )
+    assert plan.warnings == ("a note",)
+    assert plan.with_calibration(known) == plan
+    assert planned("auto", H200).with_calibration(known) == plan
+    assert plan.key != planned("auto", H200).key
+    # Nothing is known of another size, and nothing changes what was asked for by name.
+    assert (
+        resolve(preset("auto"), H200, T2V_A14B_TRANSFORMER, workload(SMALL), known).binding.attention.names[0]
+        == "cudnn"
+    )
+    named = preset("auto").with_settings({"attention.backend": "cudnn"})
+    assert resolve(named, H200, T2V_A14B_TRANSFORMER, workload(), known).binding.attention.names[0] == "cudnn"
+
+
+def test_another_order_behind_the_same_first_kernel_needs_no_new_build():
+    sizes = ("bfloat16 65536x65536x40x128", "bfloat16 32768x32768x40x128")
+    orders = (verdict("cudnn", "flash", "efficient", "sdpa"), verdict("cudnn", "efficient", "flash", "sdpa"))
+    known = Calibration(verdicts=dict(zip(sizes, orders, strict=True)))
+    large, small = (resolve(preset("auto"), H200, T2V_A14B_TRANSFORMER, workload(size), known) for size in (HD, SMALL))
+    assert large.binding.attention.names != small.binding.attention.names
+    assert large.key == small.key

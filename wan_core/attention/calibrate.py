@@ -54,8 +54,8 @@ def calibrate(choices: Sequence[KernelChoice], hardware: Hardware, known: Calibr
     for name, choice in missing.items():
         try:
             verdicts[name] = measure(choice, hardware, seconds=BUDGET_SECONDS / len(missing))
-        except torch.OutOfMemoryError:
-            notes.append(f"kernels for {choice.topic} were not timed: not enough free memory on {hardware.device}")
+        except (NotMeasured, torch.OutOfMemoryError) as error:
+            notes.append(f"kernels for {choice.topic} were not timed: {first_line(error)}")
     if verdicts and (note := verdict_store.keep(verdicts, hardware)):
         notes.append(note)
     # A note on reading is void once the file has been written anew.
@@ -66,12 +66,12 @@ def calibrate(choices: Sequence[KernelChoice], hardware: Hardware, known: Calibr
 def measure(choice: KernelChoice, hardware: Hardware, *, seconds: float = BUDGET_SECONDS) -> Verdict:
     """Load, check and time every kernel that accepts the problem, in about `seconds` for the timed calls.
 
-    Raises `torch.OutOfMemoryError` where the problem itself does not fit.
+    Raises `NotMeasured` or `torch.OutOfMemoryError` where nothing comes of it.
     """
     problem = choice.problem
     num_queries = queries_within(problem, (hardware.rate(problem.dtype) or 1.0) * 1e12 * CALL_SECONDS)
-    if probe_bytes(problem, num_queries) > hardware.free_memory:
-        raise torch.OutOfMemoryError
+    if (needed := probe_bytes(problem, num_queries)) > hardware.free_memory:
+        raise NotMeasured(f"that needs {needed / 2**30:.1f} GiB, {hardware.free_memory / 2**30:.1f} GiB are free")
     probe = Probe(problem, hardware.device, num_queries=num_queries)
     kernels, errors, failed, untimed = {}, {}, [], []
     for backend in choice.accepted:
@@ -84,7 +84,7 @@ def measure(choice: KernelChoice, hardware: Hardware, *, seconds: float = BUDGET
         else:
             kernels[backend.name], errors[backend.name] = attend, error
     if not kernels:
-        raise torch.OutOfMemoryError
+        raise NotMeasured("; ".join(f"{item.name}: {item.reason}" for item in failed) or "there is no memory for any")
     timed = _time(kernels, probe, seconds)
     timings = [Timing(name=name, tflops=probe.flops / each / 1e12, error=errors[name]) for name, each in timed.items()]
     return Verdict(
@@ -93,6 +93,10 @@ def measure(choice: KernelChoice, hardware: Hardware, *, seconds: float = BUDGET
         failed=tuple(failed),
         untimed=(*(name for name in kernels if name not in timed), *untimed),
     )
+
+
+class NotMeasured(Exception):  # noqa: N818 (the order of preference will do)
+    """No verdict came about, and why."""
 
 
 class _Refused(Exception):  # noqa: N818 (a verdict, not a defect)

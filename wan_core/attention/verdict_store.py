@@ -39,7 +39,7 @@ def read(hardware: Hardware) -> Calibration:
     except FileNotFoundError:
         return Calibration()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Calibration(notes=(f"{path()} cannot be read; attention kernels are timed again",))
+        return Calibration(notes=(f"{path()} cannot be read and is ignored",))
 
 
 def keep(verdicts: Mapping[str, Verdict], hardware: Hardware) -> str | None:

@@ -25,6 +25,8 @@ _JOINED = re.compile(r"(?<![a-z])(high|low)noise", re.IGNORECASE)
 _OTHER_SENSES = frozenset(
     "bit bits detail fps memory motion precision quality ram rank res resolution speed step steps vram".split()
 )
+# The folders of diffusers. `transformer` alone says nothing: models without experts have one too.
+_DIFFUSERS = {"transformer": Expert.HIGH, "transformer_2": Expert.LOW}
 # A lone h or l between separators: only trusted in a pair of names that are otherwise equal.
 _LETTER = re.compile(r"(?<![A-Za-z0-9])[hHlL](?![A-Za-z0-9])")
 
@@ -54,11 +56,11 @@ def expert_by_name(path: Path) -> Evidence | None:
     # Not resolved: the hub's cache links readable names to hashes.
     path = Path(os.path.abspath(path))
     if path.is_dir():
-        expert = _by_folder(path.name)
+        expert = _by_folder(path)
         return Evidence(expert, "name", "its name") if expert else None
     if expert := _by_file(path.name.removesuffix(".safetensors")):
         return Evidence(expert, "name", "its name")
-    expert = _by_folder(path.parent.name)
+    expert = _by_folder(path.parent)
     return Evidence(expert, "folder", f"its folder {quoted(path.parent.name)}") if expert else None
 
 
@@ -73,6 +75,8 @@ def evidence_of_pair(first: Checkpoint, second: Checkpoint) -> tuple[Evidence | 
 
 def expert_in_pair(path: Path, other: Path) -> Expert | None:
     """The expert of `path` where two names differ in nothing but the experts that they speak of, else `None`."""
+    if path.parent == other.parent and {path.name, other.name} == _DIFFUSERS.keys():
+        return _DIFFUSERS[path.name]
     if _masked(path.name) == _masked(other.name):
         expert, others = (_by_file(name.removesuffix(".safetensors")) for name in (path.name, other.name))
         return expert if expert and others is expert.other else None
@@ -110,10 +114,12 @@ def _by_file(name: str) -> Expert | None:
     return _only(noise or {expert for expert, after in words if after not in _OTHER_SENSES})
 
 
-def _by_folder(name: str) -> Expert | None:
+def _by_folder(folder: Path) -> Expert | None:
     """The one expert that a folder's name speaks of: "high noise", or nothing but "high". Folders have many names."""
-    words = _words(name)
-    return _only({expert for expert, after in words if after == "noise" or _WORD.fullmatch(name)})
+    if folder.name in _DIFFUSERS and all((folder.parent / name).is_dir() for name in _DIFFUSERS):
+        return _DIFFUSERS[folder.name]
+    words = _words(folder.name)
+    return _only({expert for expert, after in words if after == "noise" or _WORD.fullmatch(folder.name)})
 
 
 def _words(name: str) -> list[tuple[Expert, str]]:

@@ -13,8 +13,11 @@ import torch
 
 from ..errors import CheckpointError
 from ..specs import Expert, TransformerSpec
-from .expert_name import evidence_of_pair, expert_by_name
+from .expert_name import evidence_of_pair, expert_by_name, expert_in_pair
+from .header import FLOATS
+from .locate import holds_weights
 from .lora_pair import LoraChoice
+from .partner import find_partner
 from .read import Checkpoint, open_checkpoint
 from .sentences import label, listing
 from .transformer import transformer_spec
@@ -47,9 +50,10 @@ class ExpertPair:
 def open_experts(high: Path | str, low: Path | str | None = None) -> ExpertPair:
     """Open both experts, headers and a few small tensors only.
 
-    high, low: a file or a sharded folder each; `high` alone is the folder that holds both, as two folders
-    (`high_noise_model`, `low_noise_model`) or as two files whose names say which is which. Raises `CheckpointError` for
-    experts that are swapped, the same, of different sizes or no text-to-video experts.
+    high, low: a file or a sharded folder each. `high` alone is the folder that holds both, as two folders
+    (`high_noise_model` and `low_noise_model`, `transformer` and `transformer_2`) or as two files whose names say which
+    is which; or it is one expert, either, whose partner is found by its name. Raises `CheckpointError` for experts that
+    are swapped, the same, of different sizes or no text-to-video experts.
     """
     if low is None:
         high, low = find_experts(Path(high))
@@ -73,29 +77,40 @@ def open_experts(high: Path | str, low: Path | str | None = None) -> ExpertPair:
     return ExpertPair(high=opened[0], low=opened[1], spec=specs[0], notes=notes)
 
 
-def find_experts(folder: Path) -> tuple[Path, Path]:
-    """The paths of the high-noise and the low-noise expert in a folder that holds one of each."""
-    if not folder.exists():
-        raise CheckpointError(f"{str(folder)!r} does not exist")
-    if not folder.is_dir():
-        known = expert_by_name(folder)
-        other = f"the {known.expert.other.value}-noise" if known else "the other"
-        raise CheckpointError(f"{label(folder)} is one expert; give {other} expert too, or the folder with both")
+def find_experts(path: Path) -> tuple[Path, Path]:
+    """The paths of the high-noise and the low-noise expert: of a folder with one of each, or of one and its partner."""
+    if not path.exists():
+        raise CheckpointError(f"{str(path)!r} does not exist")
     try:
-        return choose_experts(expert_candidates(folder), label(folder))
+        if path.is_file() or expert_by_name(path):
+            return _with_partner(path)
+        return choose_experts(expert_candidates(path), label(path))
     except OSError as error:
-        raise CheckpointError(f"{str(folder)!r} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+
+
+def _with_partner(path: Path) -> tuple[Path, Path]:
+    partner = find_partner(path)
+    if partner is None:
+        known = expert_by_name(path)
+        other = f"the {known.expert.other.value}-noise" if known else "the other"
+        raise CheckpointError(
+            f"{label(path)} is one expert and no partner was found by its name; give {other} expert too, or the folder "
+            "with both"
+        )
+    evidence = expert_by_name(path)
+    is_low = (evidence.expert if evidence else expert_in_pair(path, partner)) is Expert.LOW
+    return (partner, path) if is_low else (path, partner)
 
 
 def expert_candidates(*folders: Path) -> dict[Expert, list[Path]]:
-    """Entries of folders whose names say which expert they are: .safetensors files, and folders with such files."""
+    """Entries of folders whose names say which expert they are: checkpoints, and folders with such files."""
     found: dict[Expert, list[Path]] = {expert: [] for expert in Expert}
     for folder in folders:
         if not folder.is_dir() or any(folder in paths for paths in found.values()):
             continue
         for entry in sorted(folder.iterdir()):
-            holds_weights = any(entry.glob("*.safetensors")) if entry.is_dir() else entry.suffix == ".safetensors"
-            evidence = expert_by_name(entry) if holds_weights else None
+            evidence = expert_by_name(entry) if holds_weights(entry) else None
             # Only its own name counts here: its folder's speaks of all that is in it.
             if evidence and evidence.by == "name":
                 found[evidence.expert].append(entry)
@@ -118,7 +133,8 @@ def choose_experts(candidates: Mapping[Expert, Sequence[Path]], where: str) -> t
     if missing := [expert.value for expert, paths in chosen.items() if not paths]:
         raise CheckpointError(
             f"{where} holds no {' and no '.join(missing)}-noise text-to-video expert, expected the folders "
-            "high_noise_model and low_noise_model, or .safetensors files whose names contain high and low"
+            "high_noise_model and low_noise_model, or transformer and transformer_2, or files whose names contain high "
+            "and low"
         )
     return chosen[Expert.HIGH][0], chosen[Expert.LOW][0]
 
@@ -171,7 +187,9 @@ def _difference(a: TransformerSpec, b: TransformerSpec) -> str:
 
 
 def _holds_same_numbers(a: Checkpoint, b: Checkpoint) -> bool:
-    return all(_agreement(a, b, name) >= _SAME for name in _FINGERPRINT)
+    # Encoded numbers are not compared: the same ones differ by more than rounding where the formats differ.
+    plain = [name for name in _FINGERPRINT if all(each.tensors[name].dtype in FLOATS for each in (a, b))]
+    return bool(plain) and all(_agreement(a, b, name) >= _SAME for name in plain)
 
 
 def _agreement(a: Checkpoint, b: Checkpoint, name: str) -> float:

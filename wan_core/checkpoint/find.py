@@ -1,7 +1,8 @@
 """From a folder to the files of a whole model: experts, text encoder, tokenizer and VAE.
 
-Two layouts: the official release (`high_noise_model/`, `low_noise_model/`, and the encoder and the VAE beside them),
-and ComfyUI's `models` folder (`diffusion_models/`, `text_encoders/`, `vae/`), or the folder of ComfyUI above it.
+Three layouts: the official release (`high_noise_model/`, `low_noise_model/`, and the encoder and the VAE beside them),
+that of diffusers (`transformer/`, `transformer_2/`, `text_encoder/`, `tokenizer/`, `vae/`), and ComfyUI's `models`
+folder (`diffusion_models/`, `text_encoders/`, `vae/`), or the folder of ComfyUI above it.
 Experts are found by name, since nothing else tells them apart; the encoder and the VAE by what their headers say, so
 that their names are free. Nothing is guessed: where two files would do, both are named; where none does, the places.
 """
@@ -14,9 +15,8 @@ from typing import Generic, TypeVar
 
 from ..errors import CheckpointError
 from .experts import ExpertPair, choose_experts, expert_candidates, open_experts
-from .foreign import FOREIGN_SUFFIXES
 from .keys import Kind
-from .locate import INDEX_SUFFIX
+from .locate import holds_weights, is_sharded
 from .look import look
 from .read import open_checkpoint
 from .sentences import label, listing, quoted
@@ -24,7 +24,7 @@ from .text_encoder import open_text_encoder
 from .vae import open_vae
 
 EXPERT_PLACES = ("diffusion_models", "unet")
-TEXT_ENCODER_PLACES = ("text_encoders", "clip")
+TEXT_ENCODER_PLACES = ("text_encoders", "clip", "text_encoder")
 VAE_PLACES = ("vae",)
 
 # ComfyUI lists files in subfolders too; nobody nests them deeper.
@@ -104,13 +104,10 @@ def folders_of(root: Path, places: Sequence[str]) -> Iterator[Path]:
 def checkpoints_in(root: Path, places: Sequence[str]) -> Iterator[Path]:
     """Files in a folder and in the given subfolders that may be checkpoints, and folders of shards in these."""
     for folder in folders_of(root, places):
-        entries = sorted(folder.iterdir())
-        if folder != root and any(entry.name.endswith(INDEX_SUFFIX) for entry in entries):
+        if folder != root and is_sharded(folder):
             yield folder
         else:
-            yield from (
-                entry for entry in entries if entry.suffix == ".safetensors" or entry.suffix in FOREIGN_SUFFIXES
-            )
+            yield from (entry for entry in sorted(folder.iterdir()) if entry.is_file() and holds_weights(entry))
 
 
 def models_root(folder: Path) -> Path:
@@ -138,11 +135,8 @@ def _attempt(problems: list[str], find: Callable[[], Source]) -> Source | None:
 
 def _the_one(root: Path, part: _Part[Source]) -> Source:
     """The only file in the places of a part that opens as that part."""
-    usable, refused, foreign = [], [], []
+    usable, refused = [], []
     for entry in checkpoints_in(root, part.places):
-        if entry.suffix in FOREIGN_SUFFIXES:
-            foreign.append(entry.name)
-            continue
         try:
             usable.append((entry, part.open(entry)))
         except CheckpointError as error:
@@ -154,7 +148,6 @@ def _the_one(root: Path, part: _Part[Source]) -> Source:
         raise CheckpointError(f"{label(root)} holds several files for the {part.what} ({names}); give the files to use")
     looked = " and ".join(("the folder itself", *(repr(place) for place in part.places)))
     found = f"; not usable: {'; '.join(refused[:_MAX_REASONS])}" if refused else ""
-    found += f"; formats that are not read here: {listing(foreign)}" if foreign else ""
     raise CheckpointError(f"{label(root)} holds no {part.what} (looked in {looked}){found}")
 
 

@@ -1,34 +1,32 @@
-"""Files that are no safetensors files: what they are by their first bytes or their suffix, and what to use instead."""
+"""Files that are none of the formats read here: what they are by their first bytes or their suffix, and what to do."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-_SAFETENSORS_INSTEAD = (
-    "expected a .safetensors file, such as those of Comfy-Org/Wan_2.2_ComfyUI_Repackaged "
-    "(wan2.2_t2v_high_noise_14B_fp16, umt5_xxl_fp16, wan_2.1_vae)"
+_OLD_PICKLE = (
+    "is a PyTorch pickle of the old form, which can only be read whole and is refused; save it again with the "
+    "torch.save of PyTorch 1.6 or newer, or use a .safetensors version"
 )
-_GGUF = f"is a GGUF file, a format that is not read here; {_SAFETENSORS_INSTEAD}"
-_PICKLE = f"is a PyTorch pickle, a format that is not read here; {_SAFETENSORS_INSTEAD}"
 _WEB_PAGE = "is a web page that was saved in place of the file; download the file itself again"
 _POINTER = "is a Git LFS pointer, not the file that it stands for; fetch it with `git lfs pull` or download it"
 
 _BEGINNINGS: Mapping[bytes, str] = {
-    b"GGUF": _GGUF,
-    b"PK\x03\x04": _PICKLE,
-    b"\x80\x02": _PICKLE,
-    b"\x80\x04": _PICKLE,
+    b"\x80\x02": _OLD_PICKLE,
+    b"\x80\x04": _OLD_PICKLE,
     b"version https://git-lfs": _POINTER,
     b"<!DOCTYPE": _WEB_PAGE,
     b"<!doctype": _WEB_PAGE,
     b"<html": _WEB_PAGE,
     b"<?xml": _WEB_PAGE,
 }
-FOREIGN_SUFFIXES: Mapping[str, str] = {
-    ".gguf": _GGUF,
-    ".pth": _PICKLE,
-    ".pt": _PICKLE,
-    ".ckpt": _PICKLE,
-    ".bin": _PICKLE,
+_NO_PYTORCH_FILE = "is called a PyTorch file but does not begin like one: it is damaged, or something else"
+_EXPECTED: Mapping[str, str] = {
+    ".gguf": "is called a GGUF but does not begin like one: it is damaged, or something else",
+    ".pth": _NO_PYTORCH_FILE,
+    ".pt": _NO_PYTORCH_FILE,
+    ".ckpt": _NO_PYTORCH_FILE,
+    ".bin": _NO_PYTORCH_FILE,
+    ".onnx": "is an ONNX model, expected a checkpoint",
 }
 
 
@@ -37,4 +35,4 @@ def describe_foreign(path: Path, start: bytes) -> str | None:
     for beginning, sentence in _BEGINNINGS.items():
         if start.startswith(beginning):
             return sentence
-    return FOREIGN_SUFFIXES.get(path.suffix.lower())
+    return _EXPECTED.get(path.suffix.lower())

@@ -1,12 +1,12 @@
 """The block formats of GGUF: what they take in a file, and the numbers in them, computed on any device.
 
-A block is a run of 32 or 256 numbers of one row that share a scale, or a scale and an offset; the K formats divide 256
-into sub-blocks with narrow scales of their own. All layouts are little endian and bytes; nibbles come in two halves: the
-low ones of a run of bytes are the first numbers, the high ones the rest. `d` and `m` are float16.
+A block is a run of 32 or 256 numbers of one row that share a scale, or a scale and an offset, in float16; the K formats
+divide 256 into sub-blocks with narrow scales of their own. Nibbles come in two halves: the low ones of a run of bytes
+are the first numbers, the high ones the rest.
 https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 
-The common formats are decoded here, in torch, so that blocks can go to a GPU as they are stored. The rest is left to the
-optional package `gguf`, on the host.
+The common formats are decoded here, in torch, so that blocks can go to a GPU as they are stored. The rest is left to
+the optional package `gguf`, on the host.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ class BlockFormat:
 
 
 def decode_blocks(raw: Tensor, name: str) -> Tensor:
-    """Numbers (n * size,) in float32 of whole blocks given as bytes (n * nbytes,), on the device that the bytes are on."""
+    """The numbers (n * size,) float32 of whole blocks, given as bytes (n * nbytes,) and on the device of these."""
     form = BLOCK_FORMATS[name]
     blocks = rearrange(raw, "(n b) -> n b", b=form.nbytes)
     if form.decode is not None:
@@ -58,7 +58,7 @@ def _by_package(blocks: Blocks, name: str) -> Tensor:
     try:
         return torch.from_numpy(gguf.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name]))
     except (KeyError, NotImplementedError) as error:
-        raise CheckpointError(f"{name} blocks are not decoded by this version of the package gguf; update it") from error
+        raise CheckpointError(f"{name} blocks are unknown to this version of the package gguf; update it") from error
 
 
 def _half(blocks: Blocks, start: int) -> Tensor:
@@ -102,8 +102,8 @@ def _q8_0(blocks: Blocks) -> Tensor:
 def _k_scales(packed: Blocks) -> tuple[Tensor, Tensor]:
     """Scales and offsets of eight sub-blocks, (n, 8) each, six bits apiece in twelve bytes.
 
-    The first four of each stand in the low six bits of the first eight bytes. Of the others the last four bytes hold the
-    low four bits, and the high two bits are those left over in the first eight bytes.
+    The first four of each stand in the low six bits of the first eight bytes. Of the others the last four bytes hold
+    the low four bits, and the high two bits are those left over in the first eight bytes.
     """
     first, second, low = packed.split(4, dim=-1)
     scales = torch.cat((first & 63, (low & 15) | ((first >> 6) << 4)), dim=-1)

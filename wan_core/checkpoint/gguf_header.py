@@ -1,8 +1,8 @@
 """The header of a GGUF file, read and checked before anything relies on it; no package is needed for it.
 
-Layout, little endian: "GGUF", version (u32), number of tensors and of fields (u64 each); the fields, each a name, a type
-and a value; for each tensor its name, rank (u32), sizes (u64 each, the innermost first), type (u32) and offset (u64);
-padding to `general.alignment`; the data. A text is its length (u64) and its bytes.
+Layout, little endian: "GGUF", version (u32), number of tensors and of fields (u64 each); the fields, each a name, a
+type and a value; for each tensor its name, rank (u32), sizes (u64 each, the innermost first), type (u32) and offset
+(u64); padding to `general.alignment`; the data. A text is its length (u64) and its bytes.
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 ggml has no more than four dimensions: a tensor with more may be stored in another shape, its own standing in the field
@@ -12,6 +12,7 @@ for.
 
 import math
 import mmap
+import os
 import stat
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +30,9 @@ _VERSIONS = (2, 3)
 _ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 _DEFAULT_ALIGNMENT = 32
 _MAX_RANK = 8
-# Fields, tensors and texts in lists together. The vocabulary of a UMT5 encoder is a quarter of a million.
+# Fields, tensors and what is in lists, together. The vocabulary of a UMT5 encoder is a quarter of a million.
 _MAX_ITEMS = 3_000_000
+_MAX_TEXT_BYTES = 2**24
 
 # Type number -> ggml's name, and torch's name and bytes for what is stored number by number.
 _TYPES: Mapping[int, str] = {
@@ -45,7 +47,19 @@ _PLAIN_TYPES: Mapping[int, tuple[str, int]] = {
 
 _NUMBERS: Mapping[int, struct.Struct] = {
     kind: struct.Struct("<" + form)
-    for kind, form in {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}.items()
+    for kind, form in (
+        (0, "B"),
+        (1, "b"),
+        (2, "H"),
+        (3, "h"),
+        (4, "I"),
+        (5, "i"),
+        (6, "f"),
+        (7, "?"),
+        (10, "Q"),
+        (11, "q"),
+        (12, "d"),
+    )
 }
 _TEXT, _LIST = 8, 9
 _U32, _U64 = _NUMBERS[4], _NUMBERS[10]
@@ -67,7 +81,9 @@ def read_gguf(path: Path) -> Header:
     """Read and check the header of a GGUF file; raises `CheckpointError` for the first thing that is wrong."""
     fields, stored, first, stamp = _parse(path, lambda name: name.startswith(_ORIGINAL_SHAPE))
     if isinstance(count := fields.get("split.count"), int) and count > 1:
-        raise CheckpointError(f"{label(path)} is one of {count} parts of a GGUF; join them with llama-gguf-split --merge")
+        raise CheckpointError(
+            f"{label(path)} is one of {count} parts of a GGUF; join them with `llama-gguf-split --merge`"
+        )
     tensors = {}
     for each in stored:
         if each.name in tensors:
@@ -84,22 +100,17 @@ def read_fields(path: Path, names: Sequence[str]) -> dict[str, Value]:
     return {name: fields[name] for name in names if name in fields}
 
 
-def _parse(
-    path: Path, wants_list: Callable[[str], bool]
-) -> tuple[dict[str, Value], tuple[_Stored, ...], int, Stamp]:
+def _parse(path: Path, wants_list: Callable[[str], bool]) -> tuple[dict[str, Value], tuple[_Stored, ...], int, Stamp]:
     """Fields (lists only where wanted), tensors, where the data begin, and the file's stamp."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CheckpointError(f"{label(path)} is not a regular file")
         with path.open("rb") as file:
-            stamp = Stamp.of(path.stat())
+            stamp = Stamp.of(os.fstat(file.fileno()))
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return *_read(_Cursor(data, path), wants_list), stamp
-    except (OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise CheckpointError(f"{label(path)} cannot be read: {reason or error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{label(path)} cannot be read: {error.strerror or error}") from error
 
 
 class _Cursor:
@@ -114,6 +125,8 @@ class _Cursor:
 
     def text(self) -> str:
         size = self.number(_U64)
+        if size > _MAX_TEXT_BYTES:
+            raise self.damaged(f"a text of its header is {size} bytes long, expected at most {_MAX_TEXT_BYTES}")
         at = self._skip(size)
         try:
             return self.data[at : at + size].decode()
@@ -131,7 +144,7 @@ class _Cursor:
     def list(self, *, keep: bool) -> Value:
         kind = self.number(_U32)
         if form := _NUMBERS.get(kind):
-            length = self.number(_U64)
+            length = self.count(form.size) if keep else self.number(_U64)
             at = self._skip(length * form.size)
             return [each for (each,) in form.iter_unpack(self.data[at : self.at])] if keep else None
         if kind != _TEXT:
@@ -150,7 +163,9 @@ class _Cursor:
         """Where we are, before moving on by `size` bytes."""
         at, self.at = self.at, self.at + size
         if self.at > len(self.data):
-            raise CheckpointError(f"{label(self.path)} is truncated: its header does not end within its {len(self.data)} bytes")
+            raise CheckpointError(
+                f"{label(self.path)} is truncated: its header does not end within its {len(self.data)} bytes"
+            )
         return at
 
 
@@ -174,7 +189,7 @@ def _read(cursor: _Cursor, wants_list: Callable[[str], bool]) -> tuple[dict[str,
     stored = tuple(_stored(cursor) for _ in range(num_tensors))
     alignment = fields.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 1 <= alignment <= 2**16:
-        raise cursor.damaged(f"general.alignment is {quoted(alignment)}, expected a number such as {_DEFAULT_ALIGNMENT}")
+        raise cursor.damaged(f"general.alignment is {quoted(alignment)}, expected {_DEFAULT_ALIGNMENT} or the like")
     return fields, stored, -(-cursor.at // alignment) * alignment
 
 
@@ -214,8 +229,8 @@ def _tensor(path: Path, stored: _Stored, original: Value, first: int) -> TensorI
             )
     else:
         raise CheckpointError(
-            f"tensor {quoted(stored.name)} of {label(path)} is of the unknown GGUF type {stored.type}, expected one such "
-            "as Q4_K, Q8_0 or F16"
+            f"tensor {quoted(stored.name)} of {label(path)} is of the unknown GGUF type {stored.type}, expected one "
+            "such as Q4_K, Q8_0 or F16"
         )
     info = TensorInfo(
         shape=stored.shape, dtype=dtype, nbytes=nbytes, file=path, stored_as=stored.name, start=first + stored.offset

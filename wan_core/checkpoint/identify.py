@@ -23,8 +23,10 @@ from .find import (
     is_model_folder,
     models_root,
 )
-from .locate import INDEX_SUFFIX
-from .look import LookKind, look, quantisation
+from .locate import holds_weights, is_sharded
+from .look import LookKind, look
+from .lora import lora_of
+from .partner import find_partner
 from .read import Checkpoint, open_checkpoint
 from .sentences import counted
 from .text_encoder import has_vocabulary, text_encoder_spec
@@ -39,7 +41,8 @@ class Description:
     """What is at a path.
 
     family: the released model with these dimensions, or what else it is. expert: "high" or "low" where something says
-    so. layout: "file", "folder" or "sharded"; naming: whose tensor names. dtypes: stored dtype -> number of tensors.
+    so. layout: "file", "folder" or "sharded"; format: of the files; naming: whose tensor names. dtypes: stored dtype
+    -> number of tensors.
     spec: dimensions, `None` where the file cannot be used. notes and problems: one sentence each.
     parts: descriptions of what a folder holds.
     """
@@ -49,6 +52,7 @@ class Description:
     family: str = ""
     expert: str = ""
     layout: str = ""
+    format: str = ""
     naming: str = ""
     dtypes: Mapping[str, int] = field(default_factory=dict)
     num_tensors: int = 0
@@ -77,7 +81,7 @@ class Description:
         facts = {
             "kind": self.kind.replace("_", " "),
             "expert": self.expert and f"{self.expert} noise",
-            "layout": ", ".join(filter(None, (self.layout, self.naming))),
+            "layout": ", ".join(filter(None, (self.layout, self.format, self.naming))),
             "tensors": f"{self.num_tensors} ({', '.join(f'{count} {name}' for name, count in self.dtypes.items())})"
             if self.num_tensors
             else "",
@@ -124,8 +128,11 @@ def _describe(checkpoint: Checkpoint) -> Description:
         notes.append("nothing says which expert it is; Wan 2.1 T2V-14B has the same names and shapes")
     if found.kind == "text_encoder" and spec:
         notes.append("carries its tokenizer" if has_vocabulary(checkpoint) else "carries no tokenizer")
-    if how := quantisation(checkpoint):
-        notes.append(f"holds {how}")
+    if how := checkpoint.encoding.text:
+        notes.append(f"stores {how}" + ("" if problems else "; decoded when they are loaded"))
+    naming = str(checkpoint.namings[0]) if checkpoint.namings else ""
+    if found.kind == "lora":
+        naming = _describe_lora(checkpoint, notes, problems)
     dtypes = Counter(info.dtype for info in checkpoint.tensors.values())
     return Description(
         path=checkpoint.path,
@@ -133,7 +140,8 @@ def _describe(checkpoint: Checkpoint) -> Description:
         family=_family(checkpoint, found.kind, spec) or found.what,
         expert=evidence.expert.value if evidence else "",
         layout=checkpoint.layout,
-        naming=str(checkpoint.namings[0]) if checkpoint.namings else "",
+        format=checkpoint.format,
+        naming=naming,
         dtypes=dict(dtypes.most_common()),
         num_tensors=len(checkpoint.tensors),
         nbytes=checkpoint.nbytes,
@@ -141,6 +149,19 @@ def _describe(checkpoint: Checkpoint) -> Description:
         notes=tuple(notes),
         problems=tuple(problems),
     )
+
+
+def _describe_lora(checkpoint: Checkpoint, notes: list[str], problems: list[str]) -> str:
+    """Add what a LoRA changes, or why it cannot be used; returns how its keys are named."""
+    try:
+        lora = lora_of(checkpoint)
+        partner = find_partner(checkpoint.path)
+    except CheckpointError as error:
+        problems.append(str(error))
+        return ""
+    notes += [f"changes {lora.describe()}", *filter(None, (lora.describe_ignored(),)), *lora.notes]
+    notes += [f"its partner by name is {partner.name}"] if partner else []
+    return f"{lora.family} keys"
 
 
 def _spec(checkpoint: Checkpoint, kind: LookKind) -> Spec | None:
@@ -165,10 +186,8 @@ def _family(checkpoint: Checkpoint, kind: LookKind, spec: Spec | None) -> str:
 
 
 def _holds_several(folder: Path) -> bool:
-    entries = list(folder.iterdir())
-    is_sharded = any(entry.name.endswith(INDEX_SUFFIX) for entry in entries)
-    num_files = sum(entry.suffix == ".safetensors" for entry in entries)
-    return is_model_folder(folder) or (not is_sharded and num_files > 1)
+    num_files = sum(entry.is_file() and holds_weights(entry) for entry in folder.iterdir())
+    return is_model_folder(folder) or (not is_sharded(folder) and num_files > 1)
 
 
 def _describe_folder(folder: Path) -> Description:

@@ -21,6 +21,8 @@ Kind = Literal["transformer", "text_encoder", "vae"]
 Row = tuple[str, str]
 
 _NUMBER = "(0|[1-9][0-9]{0,3})"
+# A number that is a part of a name by itself, whether dots or underscores divide it.
+_PART = re.compile("(?<![0-9A-Za-z])[0-9]+(?![0-9A-Za-z])")
 # So few names in common with a table are a coincidence.
 _MIN_MATCHES = 4
 
@@ -69,13 +71,12 @@ class _Translation:
     def translate(self, name: str) -> str | None:
         for pattern, target in self._rows.get(_masked(name), ()):
             if match := pattern.fullmatch(name):
-                numbers = iter(match.groups())
-                return re.sub(r"\*", lambda _: next(numbers), target)
+                return target.replace("*", "{}").format(*match.groups())
         return None
 
 
 def _masked(name: str) -> str:
-    return ".".join("*" if part.isascii() and part.isdigit() else part for part in name.split("."))
+    return _PART.sub("*", name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +96,20 @@ class Naming:
 
 
 def recognise(names: Collection[str], tables: Sequence[NameTable] | None = None) -> tuple[Naming, ...]:
-    """The tables that these names follow, at most one for each kind, best match first."""
-    best: dict[Kind, Naming] = {}
-    for table in TABLES if tables is None else tables:
-        for prefix in table.prefixes:
-            inside = (name[len(prefix) :] for name in names if name.startswith(prefix))
-            matches = sum(table.to_official(name) is not None for name in inside)
-            if matches >= _MIN_MATCHES and (table.kind not in best or matches > best[table.kind].num_matches):
-                best[table.kind] = Naming(table=table, prefix=prefix, num_matches=matches)
-    return tuple(sorted(best.values(), key=lambda naming: -naming.num_matches))
+    """The tables that these names follow, at most one for each kind, best match first; a name counts for one only."""
+    matches = [
+        (table, prefix, {name for name in names if _follows(name, table, prefix)})
+        for table in (TABLES if tables is None else tables)
+        for prefix in table.prefixes
+    ]
+    found: list[Naming] = []
+    while matches:
+        table, prefix, matched = max(matches, key=lambda match: len(match[2]))
+        if len(matched) < _MIN_MATCHES:
+            break
+        found.append(Naming(table=table, prefix=prefix, num_matches=len(matched)))
+        matches = [(each, before, rest - matched) for each, before, rest in matches if each.kind != table.kind]
+    return tuple(found)
 
 
 def official_names(names: Collection[str], namings: Sequence[Naming]) -> dict[str, str]:
@@ -122,6 +128,10 @@ def official_names(names: Collection[str], namings: Sequence[Naming]) -> dict[st
         renamed[name] = official
         taken[official] = name
     return renamed
+
+
+def _follows(name: str, table: NameTable, prefix: str) -> bool:
+    return name.startswith(prefix) and table.to_official(name[len(prefix) :]) is not None
 
 
 def _official_name(name: str, names: Collection[str], namings: Sequence[Naming]) -> str:

@@ -1,6 +1,6 @@
 """From a checkpoint into a module: parameter by parameter, straight to the device and the dtype it will have there.
 
-The peak is the module's own size and some 3% of the file (`stream.py`). A module is either filled or left as it was:
+The peak is the module's own size and a few megabytes (`stream.py`). A module is either filled or left as it was:
 whatever ends a load early (a damaged file, no memory, an interrupt raised by `on_progress`) puts back the parameters
 that stood there.
 """
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .header import FLOATS, TensorInfo
+from .decode import why_not
+from .header import TensorInfo
 from .read import Checkpoint
 from .sentences import counted, quoted
 from .stream import Reader, empty
@@ -91,10 +92,11 @@ def _matched(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> Mappin
             f"{checkpoint.label} holds {counted(len(wrong), 'tensor')} of another shape than the model's, the first is "
             f"{quoted(first)}: {tensors[first].shape}, expected {tuple(parameters[first].shape)}"
         )
-    if encoded := [name for name in parameters if tensors[name].dtype not in FLOATS]:
+    if encoded := [name for name in parameters if why_not(tensors[name])]:
+        first = encoded[0]
         raise CheckpointError(
-            f"{checkpoint.label} does not hold plain floats in {counted(len(encoded), 'tensor')}, the first is "
-            f"{quoted(encoded[0])}: {tensors[encoded[0]].dtype}, expected {', '.join(FLOATS)}"
+            f"{checkpoint.label} {why_not(tensors[first])}: {counted(len(encoded), 'tensor')}, the first is "
+            f"{quoted(first)}"
         )
     if unexpected := _unexpected(parameters, checkpoint):
         raise CheckpointError(

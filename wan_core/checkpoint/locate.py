@@ -1,21 +1,26 @@
-"""From a path to the safetensors files of one checkpoint: a file, a folder with one file, or shards with their index.
+"""From a path to the files of one checkpoint: a file, a folder with one file, or shards.
 
-The index is the one of the Hugging Face hub: `*.safetensors.index.json` with a `weight_map` from tensor to file name.
-Shards stand beside their index and nowhere else, so a name with a folder in it is refused.
+Shards have the index of the Hugging Face hub, `*.safetensors.index.json` with a `weight_map` from tensor to file name;
+they stand beside it and nowhere else, so a name with a folder in it is refused. LightX2V's shards are one block each,
+`block_0.safetensors` and so on, with all the rest in `non_block.safetensors`; their names do without an index.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from ..errors import CheckpointError
-from .foreign import FOREIGN_SUFFIXES
+from .formats import SUFFIXES
 from .json_text import read_object
 from .sentences import counted, label, listing, quoted
 
 INDEX_SUFFIX = ".safetensors.index.json"
 Layout = Literal["file", "folder", "sharded"]
+
+_BLOCK = re.compile(r"block_(0|[1-9][0-9]{0,3})\.safetensors")
+_OUTSIDE_BLOCKS = "non_block.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +51,21 @@ def locate(path: Path) -> Located:
     return Located(path=path, layout="file", files=(path,))
 
 
+def is_sharded(folder: Path) -> bool:
+    """Whether a folder holds the shards of one checkpoint."""
+    entries = list(folder.iterdir())
+    return any(entry.name.endswith(INDEX_SUFFIX) for entry in entries) or _are_blocks(_weights(entries))
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a path may be a checkpoint: a file that is called like one, or a folder with such files."""
+    return any(map(_is_called_checkpoint, path.iterdir())) if path.is_dir() else _is_called_checkpoint(path)
+
+
 def _in_folder(folder: Path) -> Located:
     entries = sorted(folder.iterdir())
     indexes = [entry for entry in entries if entry.name.endswith(INDEX_SUFFIX)]
-    files = [entry for entry in entries if entry.suffix == ".safetensors"]
+    files = _weights(entries)
     if len(indexes) == 1:
         return _sharded(folder, indexes[0])
     if len(indexes) > 1:
@@ -57,14 +73,47 @@ def _in_folder(folder: Path) -> Located:
         raise CheckpointError(f"{label(folder)} holds several indexes ({names}), expected one; give the path of one")
     if len(files) == 1:
         return Located(path=folder, layout="folder", files=(files[0],), config=_config(folder))
+    if _are_blocks(files):
+        return _by_block(folder, files)
     if files:
         names = listing(entry.name for entry in files)
         raise CheckpointError(
-            f"{label(folder)} holds {len(files)} .safetensors files and no index ({names}); give the path of one file"
+            f"{label(folder)} holds {len(files)} {files[0].suffix} files and no index ({names}); give the path of one "
+            "file"
         )
-    others = [entry.name for entry in entries if entry.suffix.lower() in FOREIGN_SUFFIXES]
-    beside = f", only formats that are not read here ({listing(others)})" if others else ""
-    raise CheckpointError(f"{label(folder)} holds no .safetensors files{beside}")
+    raise CheckpointError(f"{label(folder)} holds no checkpoint, expected a file ending in {', '.join(SUFFIXES)}")
+
+
+def _weights(entries: Sequence[Path]) -> list[Path]:
+    """The files that are called checkpoints, of one suffix: others beside it are the same in another format."""
+    for suffix in SUFFIXES:
+        if files := [entry for entry in entries if entry.suffix == suffix]:
+            return files
+    return []
+
+
+def _is_called_checkpoint(path: Path) -> bool:
+    return path.suffix in SUFFIXES
+
+
+def _are_blocks(files: Sequence[Path]) -> bool:
+    """Whether these are shards by block, some of which may be absent."""
+    return any(map(_number, files)) and all(_number(file) or file.name == _OUTSIDE_BLOCKS for file in files)
+
+
+def _number(file: Path) -> re.Match[str] | None:
+    return _BLOCK.fullmatch(file.name)
+
+
+def _by_block(folder: Path, files: Sequence[Path]) -> Located:
+    numbers = {int(match[1]) for match in map(_number, files) if match}
+    expected = [_OUTSIDE_BLOCKS, *(f"block_{number}.safetensors" for number in range(max(numbers) + 1))]
+    if absent := [name for name in expected if folder / name not in files]:
+        raise CheckpointError(
+            f"{label(folder)} holds shards by block, of which {len(absent)} "
+            f"{'is' if len(absent) == 1 else 'are'} absent: {listing(map(quoted, absent))}"
+        )
+    return Located(path=folder, layout="sharded", files=tuple(files), config=_config(folder))
 
 
 def _sharded(folder: Path, index: Path) -> Located:

@@ -12,8 +12,8 @@ import torch
 
 from ..errors import CheckpointError
 from ..specs import Expert
+from .decode import why_not
 from .expert_name import expert_by_name
-from .header import FLOATS
 from .look import look
 from .lora_file import WANTED, Change, LoraFile
 from .lora_keys import KeyReading, LoraKey, other_model, read_keys
@@ -23,7 +23,6 @@ from .read import Checkpoint, open_checkpoint
 from .sentences import listing, quoted
 from .stream import empty
 
-_READABLE = (*FLOATS, "float8_e4m3fn", "float8_e5m2")
 _UNPAIRED_REASON = "alphas or magnitudes without a change"
 
 Groups = dict[tuple[Expert | None, str], dict[str, LoraKey]]
@@ -92,10 +91,9 @@ def _groups(checkpoint: Checkpoint, reading: KeyReading) -> Groups:
                 f"two tensors of {checkpoint.label}, {quoted(group[key.role].name)} and {quoted(key.name)}, are the "
                 f"same part of the change of {quoted(key.parameter)}, expected one"
             )
-        if (dtype := checkpoint.tensors[key.name].dtype) not in _READABLE and key.role != "alpha":
-            raise CheckpointError(
-                f"tensor {quoted(key.name)} of {checkpoint.label} is {dtype}, expected one of {', '.join(_READABLE)}"
-            )
+        # An alpha may be a whole number.
+        if key.role != "alpha" and (reason := why_not(checkpoint.tensors[key.name])):
+            raise CheckpointError(f"{checkpoint.label} {reason} (tensor {quoted(key.name)})")
         group[key.role] = key
     return groups
 

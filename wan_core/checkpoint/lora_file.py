@@ -107,14 +107,14 @@ class LoraFile:
             return self
         return replace(self, changes=changes, ignored={**self.ignored, _PATCH_REASON: len(left_out)})
 
-    def describe(self, expert: Expert, num_linears: int) -> str:
-        """What it changes on one expert, and what it leaves out, for reports."""
-        changes = self.changes_for(expert)
+    def describe(self, expert: Expert | None = None, num_linears: int | None = None) -> str:
+        """What it changes, on one expert or on any, for reports. num_linears: how many layers a LoRA can change."""
+        changes = self.changes if expert is None else self.changes_for(expert)
         layers = {change.parameter.rpartition(".")[0] for change in changes if is_in_block_linear(change)}
         others = len({change.parameter for change in changes if not is_in_block_linear(change)})
-        text = f"{len(layers)}/{num_linears} modules" + (f" and {counted(others, 'other tensor')}" if others else "")
-        text += "".join(f", {fact}" for fact in self._facts(changes))
-        return text
+        text = f"{len(layers)}{f'/{num_linears}' if num_linears else ''} modules"
+        text += f" and {counted(others, 'other tensor')}" if others else ""
+        return ", ".join((text, *self._facts(changes)))
 
     def describe_ignored(self) -> str:
         """For example "80 keys ignored (image keys of the I2V model)"; empty where every key is used."""

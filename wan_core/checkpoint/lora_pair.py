@@ -5,7 +5,6 @@ for both experts, or one whose keys name them. Nothing is guessed beyond that: w
 for the expert, the other expert runs without, and a note says so.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..specs import Expert, TransformerSpec
 from .expert_name import expert_in_pair
 from .lora import open_lora
 from .lora_file import LoraFile
-from .sentences import label, listing
+from .partner import find_partner
 
 Partner = Path | Literal["by name", "none"]
 
@@ -83,33 +82,6 @@ def lora_for(expert: Expert, file: Path | str, spec: TransformerSpec, strength: 
     if expert is Expert.HIGH:
         return LoraChoice(high=lora, low=None, strength_high=strength, notes=notes)
     return LoraChoice(high=None, low=lora, strength_low=strength, notes=notes)
-
-
-def find_partner(path: Path | str) -> Path | None:
-    """The file whose name, or whose folder's name, differs from this one's in the expert and in nothing else.
-
-    Raises `CheckpointError` where several do.
-    """
-    path = Path(path).absolute()
-    try:
-        found = [entry for entry in _beside(path) if expert_in_pair(path, entry)] or list(_in_partner_folders(path))
-    except OSError as error:
-        raise CheckpointError(f"{str(path.parent)!r} cannot be read: {error.strerror or error}") from error
-    if len(found) > 1:
-        raise CheckpointError(
-            f"several files have the name of {label(path)}'s partner ({listing(map(label, found))}); give one of them"
-        )
-    return found[0] if found else None
-
-
-def _beside(path: Path) -> Iterator[Path]:
-    return (entry for entry in sorted(path.parent.iterdir()) if entry.suffix == path.suffix and entry.is_file())
-
-
-def _in_partner_folders(path: Path) -> Iterator[Path]:
-    for folder in sorted(path.parent.parent.iterdir()):
-        if expert_in_pair(path.parent, folder) and (folder / path.name).is_file():
-            yield folder / path.name
 
 
 def _pair(first: LoraFile, second: LoraFile) -> tuple[dict[Expert, LoraFile], tuple[str, ...]]:

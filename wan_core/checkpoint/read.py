@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .header import Header, Stamp, TensorInfo, read_header
+from .encoding import Encoding, read_encoding
+from .formats import open_header
+from .header import Header, Stamp, TensorInfo
 from .keys import Kind, Naming, official_names, recognise
 from .locate import Layout, locate
 from .sentences import counted, label, quoted
-from .stream import Reader, SafetensorsReader, empty
+from .stream import Reader, empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,6 +27,7 @@ class Checkpoint:
 
     tensors: by official name; a tensor that no table of `keys.py` knows goes by its own name. metadata: the texts in
     the file's header. config: `config.json` of a folder. namings: how the file names its tensors, by kind of model.
+    format: of its files. encoding: how they store weights; scales are part of the tensors that they belong to.
     """
 
     path: Path
@@ -34,6 +37,8 @@ class Checkpoint:
     config: Mapping[str, object]
     namings: tuple[Naming, ...]
     stamps: Mapping[Path, Stamp]
+    format: str
+    encoding: Encoding
 
     @property
     def label(self) -> str:
@@ -42,8 +47,8 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Stored size of all tensors."""
-        return sum(info.nbytes for info in self.tensors.values())
+        """Stored size of all tensors, their scales included."""
+        return sum(info.nbytes + (info.scale.nbytes if info.scale else 0) for info in self.tensors.values())
 
     def naming(self, kind: Kind) -> Naming | None:
         """How the model of this kind is named, `None` where the file holds none."""
@@ -57,10 +62,13 @@ class Checkpoint:
 
     def reader(self) -> Reader:
         """A context manager that reads tensors, one after the other."""
-        return SafetensorsReader(self.stamps, self.nbytes)
+        return Reader(self.stamps)
 
     def load(self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """One tensor, in its stored dtype unless another is given. Raises `CheckpointError` for an absent name."""
+        """One tensor, as it is stored (float32 where that is encoded) unless a dtype is given.
+
+        Raises `CheckpointError` for an absent name.
+        """
         if name not in self.tensors:
             raise CheckpointError(f"{self.label} holds no tensor {quoted(name)}")
         info = self.tensors[name]
@@ -71,21 +79,22 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Open a .safetensors file, a folder with one, or a folder with shards and their index (or that index).
+    """Open a .safetensors, GGUF or PyTorch file, a folder with one, or one with shards and their index (or that index).
 
     Every header is checked against its file, and the index against the headers. Raises `CheckpointError` in one
     sentence for whatever is missing, damaged, contradictory, or of another format.
     """
     located = locate(Path(path))
-    headers = {file: read_header(file) for file in located.files}
+    headers = {file: open_header(file) for file in located.files}
     if located.weight_map:
         _check_index(located.weight_map, headers)
-    stored = {info.stored_as: info for header in headers.values() for info in header.tensors.values()}
+    stored = _joined(headers)
     if not stored:
         raise CheckpointError(f"{label(located.path)} holds no tensors")
+    metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
+    stored, encoding = read_encoding(stored, metadata)
     namings = recognise(stored)
     names = official_names(stored, namings)
-    metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
     return Checkpoint(
         path=located.path,
         layout=located.layout,
@@ -94,7 +103,21 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         config=located.config,
         namings=namings,
         stamps={file: header.stamp for file, header in headers.items()},
+        format=headers[located.files[0]].format,
+        encoding=encoding,
     )
+
+
+def _joined(headers: Mapping[Path, Header]) -> dict[str, TensorInfo]:
+    """The tensors of all files; raises `CheckpointError` where two of them hold the same one."""
+    joined: dict[str, TensorInfo] = {}
+    for file, header in headers.items():
+        if twice := next((name for name in header.tensors if name in joined), None):
+            raise CheckpointError(
+                f"{label(joined[twice].file)} and {label(file)} both hold the tensor {quoted(twice)}, expected one"
+            )
+        joined |= header.tensors
+    return joined
 
 
 def _check_index(weight_map: Mapping[str, str], headers: Mapping[Path, Header]) -> None:

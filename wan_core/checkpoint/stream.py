@@ -1,99 +1,164 @@
-"""Reading tensors out of safetensors files, straight to their place, without a second copy of the model in memory.
+"""Reading tensors out of files, straight to their place, without a second copy of the model in memory.
 
-`safe_open` maps a file, and a tensor of it is a view of that mapping. What has been touched of a mapping counts as our
-memory until the mapping is closed, so a file that is copied out of its mapping would be in memory twice. Tensors are
-therefore copied in pieces, and the mapping is opened anew between them: 0.2 ms each time, for a thousand tensors.
+A tensor is read in pieces with plain positioned reads. Nothing is mapped: what has been touched of a mapping counts as
+our memory, and reading past the end of a mapped file that was cut short would end the process. What is stored as it
+will be used on the host is read into its place; anything else goes through a buffer of a few megabytes.
+
+On the way to a GPU pieces go through two pinned buffers. While one is copied, the other is read, so that the disk and
+the bus work at the same time; casting and decoding is the device's work, in the order of its current stream. What
+`fill` wrote is there for all later work on that stream, and for everybody once the reader is closed.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .decode import decode, grain, is_stored_as, value_dtype, why_not
 from .header import Stamp, TensorInfo
 from .sentences import label, quoted
 
-_MIN_WINDOW = 8 * 2**20
-_WINDOWS = 32
-# Two or more elements share a byte: torch has no arithmetic for them.
-_PACKED = ("float4_e2m1fn_x2", "float6_e2m3", "float6_e3m2")
+# Decoding takes several float32 numbers for each byte of a piece: small pieces on the host, where they stay in its
+# caches; large ones for a GPU, where each copy and each kernel has its own cost.
+_HOST_PIECE = 2 * 2**20
+_DEVICE_PIECE = 32 * 2**20
 
 
-class Reader(Protocol):
-    """What a format implements to give its tensors: a context manager whose `fill` is called tensor by tensor."""
+class Reader:
+    """Gives the tensors of files whose headers have been checked; a context manager.
 
-    def __enter__(self) -> "Reader": ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
-
-    def fill(self, info: TensorInfo, target: Tensor) -> None:
-        """Write a tensor into `target`: contiguous, of the same shape, of any float dtype, on any device."""
-
-
-class SafetensorsReader:
-    """Reads from safetensors files whose headers have been checked.
-
-    stamps: of the files when their headers were read; a file that has changed since is refused, because reading past
-    the end of a mapped file would end the process. nbytes: of the whole checkpoint; 1/32 of it is mapped at a time.
+    stamps: of the files when their headers were read; a file that has changed since is refused.
     """
 
-    def __init__(self, stamps: Mapping[Path, Stamp], nbytes: int) -> None:
+    def __init__(self, stamps: Mapping[Path, Stamp]) -> None:
         self._stamps = stamps
-        self._window = max(_MIN_WINDOW, nbytes // _WINDOWS)
-        self._file: Path | None = None
-        self._handle: safe_open | None = None
-        self._touched = 0
+        self._path: Path | None = None
+        self._file: BinaryIO | None = None
+        self._buffers: dict[torch.device, _Buffers] = {}
 
-    def __enter__(self) -> "SafetensorsReader":
+    def __enter__(self) -> "Reader":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._close()
+        for buffers in self._buffers.values():
+            buffers.wait()
+        self._buffers.clear()
+        if self._file is not None:
+            self._file.close()
+        self._path = self._file = None
 
     def fill(self, info: TensorInfo, target: Tensor) -> None:
-        if info.dtype in _PACKED:
-            raise CheckpointError(f"tensor {quoted(info.stored_as)} of {label(info.file)} is packed {info.dtype}")
+        """Write a tensor into `target`: contiguous, of the same shape, of any float dtype, on any device."""
+        if reason := _obstacle(info, target):
+            raise CheckpointError(f"{label(info.file)} {reason} (tensor {quoted(info.stored_as)})")
         assert target.shape == info.shape and target.is_contiguous(), "a target of the tensor's own shape"
-        count = target.numel()
-        if not count:
+        if not target.numel():
             return
-        itemsize = info.nbytes // count
-        step = self._window // itemsize
-        flat = target.view(-1)
         try:
-            for start in range(0, count, step):
-                stop = min(start + step, count)
-                self._map(info.file, (stop - start) * itemsize)
-                # A view of the file. Casting is the destination's work: a GPU does it faster than the host.
-                piece = self._handle.get_tensor(info.stored_as).view(-1)[start:stop]
-                flat[start:stop].copy_(piece.to(target.device))
-                del piece
-        except (SafetensorError, OSError) as error:
+            if target.device.type == "cpu" and is_stored_as(info, target.dtype):
+                self._read(info, 0, target.view(-1).view(torch.uint8))
+            else:
+                self._decode_into(info, target)
+        except OSError as error:
             raise CheckpointError(
-                f"tensor {quoted(info.stored_as)} of {label(info.file)} cannot be read: {error}"
+                f"tensor {quoted(info.stored_as)} of {label(info.file)} cannot be read: {error.strerror or error}"
             ) from error
 
-    def _map(self, file: Path, nbytes: int) -> None:
-        """Have `file` mapped, with room for `nbytes` more before the mapping is given up."""
-        if file != self._file or self._touched + nbytes > self._window:
-            self._close()
-            if Stamp.of(file.stat()) != self._stamps[file]:
-                raise CheckpointError(f"{label(file)} has changed since it was opened; open it again")
-            self._handle = safe_open(file, framework="pt", device="cpu").__enter__()
-            self._file = file
-        self._touched += nbytes
+    def _decode_into(self, info: TensorInfo, target: Tensor) -> None:
+        unit, flat = grain(info), target.view(-1)
+        scale = self._scale(info.scale, target.device)
+        buffers = self._buffers_for(target.device)
+        # A single grain is never more than a row, but that may be more than a piece.
+        step = max(buffers.size // unit.nbytes, 1)
+        num_grains = target.numel() // unit.size
+        for first in range(0, num_grains, step):
+            last = min(first + step, num_grains)
+            piece = buffers.next((last - first) * unit.nbytes)
+            self._read(info, first * unit.nbytes, piece)
+            place = flat[first * unit.size : last * unit.size]
+            if is_stored_as(info, target.dtype):
+                place.copy_(piece.view(target.dtype), non_blocking=True)
+            else:
+                place.copy_(decode(piece.to(target.device, non_blocking=True), info, scale, first))
+            buffers.sent()
 
-    def _close(self) -> None:
-        if self._handle is not None:
-            self._handle.__exit__(None, None, None)
-        self._handle, self._file, self._touched = None, None, 0
+    def _scale(self, info: TensorInfo | None, device: torch.device) -> Tensor | None:
+        if info is None:
+            return None
+        scale = torch.empty(info.shape, dtype=torch.float32)
+        self.fill(info, scale)
+        return scale.view(-1).to(device)
+
+    def _read(self, info: TensorInfo, start: int, piece: Tensor) -> None:
+        """Fill `piece` (n,) uint8 on the host with the bytes of a tensor from `start` on."""
+        file = self._open(info.file)
+        file.seek(info.start + start)
+        rest = memoryview(piece.numpy())
+        while rest:
+            count = file.readinto(rest)
+            if not count:
+                raise CheckpointError(f"{label(info.file)} has become shorter since it was opened; open it again")
+            rest = rest[count:]
+
+    def _open(self, path: Path) -> BinaryIO:
+        if self._file is None or path != self._path:
+            if self._file is not None:
+                self._file.close()
+            self._path, self._file = path, path.open("rb", buffering=0)
+            if Stamp.of(os.fstat(self._file.fileno())) != self._stamps[path]:
+                raise CheckpointError(f"{label(path)} has changed since it was opened; open it again")
+        return self._file
+
+    def _buffers_for(self, device: torch.device) -> "_Buffers":
+        if device not in self._buffers:
+            self._buffers[device] = _Buffers(device)
+        return self._buffers[device]
+
+
+class _Buffers:
+    """Host memory that pieces pass through: two pinned buffers in turn for CUDA, one ordinary buffer otherwise."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._is_pinned = device, device.type == "cuda"
+        self.size = _DEVICE_PIECE if self._is_pinned else _HOST_PIECE
+        self._buffers = [self._new(self.size) for _ in range(2 if self._is_pinned else 1)]
+        self._copied: list[torch.cuda.Event | None] = [None] * len(self._buffers)
+        self._turn = 0
+
+    def next(self, nbytes: int) -> Tensor:
+        """The next buffer, (nbytes,) uint8, once what it held last has left it."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        if copied := self._copied[self._turn]:
+            copied.synchronize()
+        if nbytes > self._buffers[self._turn].numel():
+            self._buffers[self._turn] = self._new(nbytes)
+        return self._buffers[self._turn][:nbytes]
+
+    def sent(self) -> None:
+        """The copy of the current buffer is on its way, and what decodes it."""
+        if self._is_pinned:
+            self._copied[self._turn] = torch.cuda.current_stream(self._device).record_event()
+
+    def wait(self) -> None:
+        """Until all copies have arrived."""
+        for copied in self._copied:
+            if copied is not None:
+                copied.synchronize()
+
+    def _new(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._is_pinned)
 
 
 def empty(info: TensorInfo, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
-    """An uninitialised tensor for `Reader.fill`, of the stored dtype unless another is given."""
-    return torch.empty(info.shape, device=device, dtype=dtype or getattr(torch, info.dtype))
+    """An uninitialised tensor for `Reader.fill`; without a dtype, one that holds the tensor as it is stored."""
+    return torch.empty(info.shape, device=device, dtype=dtype or value_dtype(info))
+
+
+def _obstacle(info: TensorInfo, target: Tensor) -> str | None:
+    # Bytes that are no weights (a vocabulary) go as they are.
+    return None if is_stored_as(info, target.dtype) else why_not(info)

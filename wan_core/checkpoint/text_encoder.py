@@ -2,7 +2,7 @@
 
 UMT5 (arXiv:2304.09151) is T5 with a table of relative positions in every layer instead of in the first alone; that is
 how the two are told apart. The vocabulary is a sentencepiece model: ComfyUI's files carry it as the tensor
-`spiece_model`, the official release in a folder beside the encoder.
+`spiece_model`, GGUF files take it apart into fields, and the official release has it in a folder beside the encoder.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..specs import UMT5_XXL, TextEncoderSpec
+from . import gguf_vocabulary
 from .complete import expect_exactly, expect_names, num_layers, shape_of
 from .inventory import text_encoder_shapes
-from .look import expect_kind, expect_plain
+from .look import expect_decodable, expect_kind
 from .read import Checkpoint, open_checkpoint
 
 EMBEDDED_VOCABULARY = "spiece_model"
@@ -40,6 +41,8 @@ class TextEncoderSource:
     def vocabulary(self) -> bytes:
         """The content of the sentencepiece model."""
         if self.tokenizer is None:
+            if self.checkpoint.format == "GGUF":
+                return gguf_vocabulary.rebuild_vocabulary(_file(self.checkpoint))
             return bytes(self.checkpoint.load(EMBEDDED_VOCABULARY).numpy())
         try:
             return self.tokenizer.read_bytes()
@@ -79,7 +82,7 @@ def text_encoder_spec(checkpoint: Checkpoint) -> TextEncoderSpec:
     layers = num_layers(checkpoint, "blocks")
     vocab_size, dim = shape_of(checkpoint, "token_embedding.weight", 2)
     _expect_umt5(checkpoint, layers, vocab_size)
-    expect_plain(checkpoint)
+    expect_decodable(checkpoint)
     names = text_encoder_shapes(TextEncoderSpec(num_layers=max(layers, 1))).keys()
     expect_names(checkpoint, names, "a UMT5 encoder")
     num_buckets, num_heads = shape_of(checkpoint, "blocks.0.pos_embedding.embedding.weight", 2)
@@ -105,7 +108,7 @@ def has_vocabulary(checkpoint: Checkpoint) -> bool:
     """Whether the file carries a sentencepiece model; raises `CheckpointError` where that tensor is something else."""
     info = checkpoint.tensors.get(EMBEDDED_VOCABULARY)
     if info is None:
-        return False
+        return checkpoint.format == "GGUF" and gguf_vocabulary.has_vocabulary(_file(checkpoint))
     if info.dtype != "uint8" or len(info.shape) != 1 or not 0 < info.nbytes <= _MAX_VOCABULARY_BYTES:
         raise CheckpointError(
             f"tensor 'spiece_model' of {checkpoint.label} is {info.dtype} of shape {info.shape}, expected the bytes "
@@ -118,6 +121,11 @@ def find_tokenizer(path: Path) -> Path | None:
     """The sentencepiece model at `path` or, in a folder, in one of the usual places."""
     candidates = [path / place for place in TOKENIZER_PLACES] if path.is_dir() else [path]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _file(checkpoint: Checkpoint) -> Path:
+    """The only file of a GGUF checkpoint, whose path may be its folder's."""
+    return next(iter(checkpoint.stamps))
 
 
 def _expect_umt5(checkpoint: Checkpoint, layers: int, vocab_size: int) -> None:

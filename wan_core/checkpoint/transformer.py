@@ -15,7 +15,7 @@ from ..specs import T2V_A14B_TRANSFORMER, TransformerSpec
 from .complete import expect_exactly, expect_names, num_layers, shape_of
 from .inventory import transformer_shapes
 from .json_text import parse_object
-from .look import expect_kind, expect_plain
+from .look import expect_decodable, expect_kind
 from .read import Checkpoint
 from .sentences import quoted
 
@@ -31,8 +31,10 @@ _VARIANTS: tuple[tuple[str, str], ...] = (
     (r"^(face_adapter|motion_encoder|pose_patch_embedding)\.", "an Animate model"),
     (r"^patch_embedding_(mask|pose|global)\.", "a pose-driven model (SCAIL, WanDancer)"),
     (r"^ref_conv\.", "a Fun control model"),
-    (r"^img_emb\.|\.k_img\.", "a Wan 2.1 image-to-video model"),
+    (r"^img_emb\.|\.k_img\.|image_embedder\.|\.add_k_proj\.", "a Wan 2.1 image-to-video model"),
 )
+# What diffusers calls the entries of a configuration.
+_DIFFUSERS_CONFIG = {"num_attention_heads": "num_heads", "in_channels": "in_dim", "out_channels": "out_dim"}
 # Input and output channels -> the model they belong to.
 _BY_CHANNELS: Mapping[tuple[int, int], str] = {
     (36, 16): "a Wan 2.2 image-to-video (I2V-A14B) expert",
@@ -46,7 +48,7 @@ def transformer_spec(checkpoint: Checkpoint) -> TransformerSpec:
     """Dimensions of a text-to-video expert; raises `CheckpointError` in one sentence for anything else."""
     expect_kind(checkpoint, "transformer", _WANTED)
     _expect_text_to_video(checkpoint)
-    expect_plain(checkpoint)
+    expect_decodable(checkpoint)
     spec = _dimensions(checkpoint)
     expect_exactly(checkpoint, "transformer", transformer_shapes(spec), "a text-to-video expert")
     return spec
@@ -125,12 +127,13 @@ def _num_heads(checkpoint: Checkpoint, dim: int, config: Mapping[str, object]) -
 
 def _config(checkpoint: Checkpoint) -> Mapping[str, object]:
     """What the file says about itself, its own metadata before the folder's config.json."""
+    folder = {_DIFFUSERS_CONFIG.get(name, name): value for name, value in checkpoint.config.items()}
     stated = checkpoint.metadata.get("config")
     if stated is None:
-        return checkpoint.config
+        return folder
     what = f"the config in the metadata of {checkpoint.label}"
     entry = parse_object(stated.encode("utf-8", "replace"), what).get("transformer", {})
-    return {**checkpoint.config, **entry} if isinstance(entry, dict) else checkpoint.config
+    return {**folder, **entry} if isinstance(entry, dict) else folder
 
 
 def _number(checkpoint: Checkpoint, config: Mapping[str, object], name: str, default: float) -> float:

@@ -7,7 +7,7 @@ from ..errors import CheckpointError
 from ..specs import WAN21_VAE, VaeSpec
 from .complete import expect_exactly, num_layers, shape_of
 from .inventory import vae_shapes
-from .look import expect_kind, expect_plain
+from .look import expect_decodable, expect_kind
 from .read import Checkpoint, open_checkpoint
 
 _WANTED = "a Wan 2.1 VAE such as wan_2.1_vae.safetensors"
@@ -38,7 +38,7 @@ def vae_spec(checkpoint: Checkpoint) -> VaeSpec:
             f"{checkpoint.label} is a VAE of {channels} latent channels, expected {_WANTED} "
             f"({WAN21_VAE.latent_channels} latent channels)"
         )
-    expect_plain(checkpoint)
+    expect_decodable(checkpoint)
     spec = _dimensions(checkpoint, channels)
     expect_exactly(checkpoint, "vae", vae_shapes(spec), "a Wan 2.1 VAE")
     if spec.stride != WAN21_VAE.stride:

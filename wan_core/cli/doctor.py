@@ -5,11 +5,15 @@ import json
 import platform
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+from ..attention import verdict_store
 from ..attention.backends import BACKENDS
+from ..attention.calibrate import calibrate, is_measurable
 from ..attention.interface import AttentionBackend, AttentionProblem, bind, survivors
+from ..attention.verdicts import NOTHING_MEASURED
 from ..hardware import OPTIONAL_LIBRARIES, Hardware
+from ..report import Decision
 from ..specs import T2V_A14B_TRANSFORMER
 
 # Libraries outside PyTorch, and what is lost without each.
@@ -21,6 +25,8 @@ LIBRARIES = {
     "kornia": "no SSIM",
     **dict.fromkeys(OPTIONAL_LIBRARIES, ""),
 }
+
+NOT_TIMED = "in order of preference; timed at the first run, or now with --measure"
 
 _SIZE_720P = (21, 90, 160)
 
@@ -36,7 +42,10 @@ class BackendVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """Everything that `doctor` says. Library versions are `None` where a library is not installed."""
+    """Everything that `doctor` says. Library versions are `None` where a library is not installed.
+
+    auto: what "auto" would take on a GPU, and how fast it was found to be; nothing on a CPU.
+    """
 
     system: str
     python: str
@@ -44,25 +53,34 @@ class Diagnosis:
     attention_shape: str
     attention: tuple[BackendVerdict, ...]
     libraries: dict[str, str | None]
+    auto: tuple[Decision, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options of the verb."""
     parser.add_argument("--device", help="cpu or cuda:N (default: the first NVIDIA card, else the CPU)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--measure", action="store_true", help="time the attention kernels anew, on a GPU with nothing else to do"
+    )
 
 
 def run(arguments: Namespace) -> int:
     """Print the diagnosis."""
-    diagnosis = examine(arguments.device)
+    diagnosis = examine(arguments.device, measure=arguments.measure)
     print(json.dumps(asdict(diagnosis), indent=2) if arguments.json else to_text(diagnosis))
     return 0
 
 
-def examine(device: str | None = None) -> Diagnosis:
-    """Look at the machine, and load and try every attention backend that accepts the real problem."""
+def examine(device: str | None = None, *, measure: bool = False) -> Diagnosis:
+    """Look at the machine, and load and try every attention backend that accepts the real problem.
+
+    measure: time them too, whatever was measured before.
+    """
     hardware = Hardware.detect(device)
     problem = _attention_problem(hardware)
+    auto, notes = _auto(problem, hardware, measure=measure)
     return Diagnosis(
         system=platform.platform(),
         python=platform.python_version(),
@@ -70,7 +88,24 @@ def examine(device: str | None = None) -> Diagnosis:
         attention_shape=f"{problem.batch}x{problem.q_len}x{problem.num_heads}x{problem.head_dim} {problem.dtype}",
         attention=tuple(judge(backend, BACKENDS, problem, hardware) for backend in BACKENDS),
         libraries={name: _version(name) for name in LIBRARIES},
+        auto=auto,
+        notes=notes,
     )
+
+
+def _auto(
+    problem: AttentionProblem, hardware: Hardware, *, measure: bool
+) -> tuple[tuple[Decision, ...], tuple[str, ...]]:
+    """What "auto" takes for self and cross attention, and notes on what is kept of the times."""
+    problems = {"self attention": problem, "cross attention": replace(problem, kv_len=T2V_A14B_TRANSFORMER.text_len)}
+    choices = [survivors(topic, "auto", each, hardware, BACKENDS) for topic, each in problems.items()]
+    choices = [replace(each, reason=NOT_TIMED) for each in choices if is_measurable(each, hardware)]
+    if measure:
+        calibration = calibrate(choices, hardware, NOTHING_MEASURED)
+    else:
+        calibration = verdict_store.read(hardware)
+    # Why the others do not run stands in the list of backends.
+    return tuple(replace(calibration.order(each).decision, rejected=()) for each in choices), calibration.notes
 
 
 def judge(
@@ -100,6 +135,8 @@ def to_text(diagnosis: Diagnosis) -> str:
     lines = [f"{name:<16}{value}" for name, value in rows]
     lines += ["", f"attention, tried for {diagnosis.attention_shape}, in order of preference"]
     lines += [f"  {item.name:<14}{item.problem or f'usable ({item.quality})'}" for item in diagnosis.attention]
+    lines += [f"  auto, {decision}" for decision in diagnosis.auto]
+    lines += [f"! {note}" for note in diagnosis.notes]
     lines += ["", "libraries"]
     lines += [f"  {name:<14}{_library(name, version)}" for name, version in diagnosis.libraries.items()]
     return "\n".join(lines)

@@ -99,6 +99,6 @@ def _settings(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _shown(value: object) -> object:
-    return (
-        [str(item) for item in value] if isinstance(value, list) else value.name if isinstance(value, Path) else value
-    )
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return value.name if isinstance(value, Path) else value

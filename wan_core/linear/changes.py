@@ -39,8 +39,8 @@ def low_rank_factors(kind: ChangeKind, parts: Parts) -> tuple[Tensor, Tensor]:
     if kind == "low-rank":
         return parts["down"].flatten(1), parts["up"].flatten(1)
     assert kind == "loha", f"{kind} is not of low rank"
-    down = rearrange(parts["w1_b"].unsqueeze(1) * parts["w2_b"], "R S in -> (R S) in")
-    up = rearrange(parts["w1_a"].unsqueeze(2) * parts["w2_a"].unsqueeze(1), "out R S -> out (R S)")
+    down = rearrange(parts["w1_b"].unsqueeze(1) * parts["w2_b"], "R S I -> (R S) I")
+    up = rearrange(parts["w1_a"].unsqueeze(2) * parts["w2_a"].unsqueeze(1), "O R S -> O (R S)")
     return down, up
 
 

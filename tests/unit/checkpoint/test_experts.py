@@ -187,10 +187,10 @@ def test_a_folder_with_both_files_among_others(tmp_path: Path) -> None:
 
 
 def test_where_no_candidate_can_be_used_the_first_says_why(tmp_path: Path) -> None:
-    scaled = expert_tensors(1) | {"scaled_fp8": torch.ones(())}
+    scaled = expert_tensors(1) | {"blocks.0.ffn.0.input_global_scale": torch.ones(())}
     for name in ("wan_high_a.safetensors", "wan_high_b.safetensors", "wan_low.safetensors"):
         write(tmp_path / name, scaled, CONFIG)
-    assert "wan_high_a.safetensors' holds scaled fp8 weights" in refusal(tmp_path)
+    assert "wan_high_a.safetensors' holds nvfp4 weights" in refusal(tmp_path)
 
 
 def test_folders_and_files_that_do_not_hold_both(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_folders_and_files_that_do_not_hold_both(tmp_path: Path) -> None:
     assert "holds no high and no low-noise text-to-video expert" in refusal(tmp_path)
     high = write_expert(tmp_path / "wan_high.safetensors", 1)
     assert "holds no low-noise text-to-video expert" in refusal(tmp_path)
-    assert "is one expert; give the low-noise expert too" in refusal(high)
+    assert "is one expert and no partner was found by its name; give the low-noise expert too" in refusal(high)
 
 
 def test_a_shard_folder_without_its_config_needs_heads_of_128(tmp_path: Path) -> None:

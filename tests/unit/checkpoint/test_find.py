@@ -67,7 +67,7 @@ def test_the_miniature_in_both_layouts(tmp_path: Path) -> None:
 def test_an_empty_folder_names_every_part_and_where_it_was_sought(tmp_path: Path) -> None:
     sentence = refusal(tmp_path)
     assert "no high and no low-noise text-to-video expert" in sentence
-    assert "no text encoder (looked in the folder itself and 'text_encoders' and 'clip')" in sentence
+    assert "no text encoder (looked in the folder itself and 'text_encoders' and 'clip' and 'text_encoder')" in sentence
     assert "no VAE (looked in the folder itself and 'vae')" in sentence
 
 
@@ -78,19 +78,14 @@ def test_one_missing_part_is_the_only_one_named(tmp_path: Path) -> None:
     assert "holds no VAE" in sentence and "text encoder" not in sentence and "expert" not in sentence
 
 
-def test_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
-    folder = official_model(tmp_path / "model")
-    (folder / "Wan2.1_VAE.safetensors").rename(folder / "Wan2.1_VAE.pth")
-    assert "formats that are not read here: Wan2.1_VAE.pth" in refusal(folder)
-
-
 def test_files_that_are_meant_but_cannot_be_used_are_explained(tmp_path: Path) -> None:
     models = comfyui_model(tmp_path / "models")
     vae, encoder = models / "vae" / "wan_2.1_vae.safetensors", models / "text_encoders" / "umt5_xxl_fp16.safetensors"
     vae.write_bytes(vae.read_bytes()[:-1])
-    write(encoder, hugging_face(text_encoder_tensors()) | {"scaled_fp8": torch.ones(())})
+    name = "encoder.block.0.layer.0.SelfAttention.q"
+    write(encoder, hugging_face(text_encoder_tensors()) | {f"{name}.weight_scale_2": torch.ones(())})
     sentence = refusal(models)
-    assert "wan_2.1_vae.safetensors' is truncated" in sentence and "holds scaled fp8 weights" in sentence
+    assert "wan_2.1_vae.safetensors' is truncated" in sentence and "holds nvfp4 weights" in sentence
     assert "/ae.safetensors" not in sentence and "clip_l" not in sentence
 
 

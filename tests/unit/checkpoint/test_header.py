@@ -98,11 +98,9 @@ def test_lies(tmp_path: Path, content: bytes, fragment: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "fragment"),
     [
-        ("model.gguf", b"GGUF\x03\0\0\0" + EIGHT, "is a GGUF file"),
-        ("model.safetensors", b"GGUF\x03\0\0\0" + EIGHT, "is a GGUF file"),
-        ("model.pth", b"PK\x03\x04\0\0\x08\x08" + EIGHT, "is a PyTorch pickle"),
-        ("model.ckpt", b"\x80\x02}q\0(X\0" + EIGHT, "is a PyTorch pickle"),
-        ("model.pt", b"neither of them, but called so", "is a PyTorch pickle"),
+        ("model.gguf", b"neither of them, but called so", "is called a GGUF but does not begin like one"),
+        ("model.pt", b"neither of them, but called so", "is called a PyTorch file but does not begin like one"),
+        ("model.ckpt", b"\x80\x02}q\0(X\0" + EIGHT, "is a PyTorch pickle of the old form"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
         ("model.safetensors", b"<!DOCTYPE html><html>" + EIGHT, "is a web page"),
     ],

@@ -97,9 +97,7 @@ def test_a_path_that_does_not_exist_says_how_far_it_exists(tmp_path: Path) -> No
 
 
 def test_folders_that_are_no_checkpoint(tmp_path: Path) -> None:
-    assert "holds no .safetensors files" in refusal(tmp_path)
-    (tmp_path / "Wan2.1_VAE.pth").write_bytes(b"PK\x03\x04")
-    assert "only formats that are not read here (Wan2.1_VAE.pth)" in refusal(tmp_path)
+    assert "holds no checkpoint, expected a file ending in .safetensors" in refusal(tmp_path)
     write_expert(tmp_path / "a.safetensors")
     write_expert(tmp_path / "b.safetensors")
     assert "2 .safetensors files and no index (a.safetensors, b.safetensors)" in refusal(tmp_path)

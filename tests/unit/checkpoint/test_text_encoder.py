@@ -74,8 +74,8 @@ def test_files_that_are_no_t5(tmp_path: Path, tensors: dict[str, Tensor], what: 
 def test_quantised_incomplete_and_misshapen_files(tmp_path: Path) -> None:
     name = "encoder.block.1.layer.0.SelfAttention.q.weight"
     tensors = hugging_face(text_encoder_tensors())
-    scaled = tensors | {name: tensors[name].to(torch.float8_e4m3fn), "scaled_fp8": torch.ones(())}
-    assert "holds scaled fp8 weights (float8_e4m3fn)" in refusal(tmp_path, scaled)
+    integers = tensors | {name: tensors[name].to(torch.int8)}
+    assert "holds weights as int8 without their scales" in refusal(tmp_path, integers)
     without = {other: tensor for other, tensor in tensors.items() if other != name}
     assert "lacks 1 of the 32 tensors of a UMT5 encoder, the first is 'blocks.1.attn.q.weight'" in refusal(
         tmp_path, without

@@ -125,7 +125,6 @@ def test_other_members_of_the_family(tmp_path: Path, extra: str, what: str, pref
         ({"blocks.0.norm3.diff": torch.ones(2), "blocks.0.diff_m": torch.ones(2)}, "looks like a LoRA"),
         (vae_tensors(), "looks like a Wan VAE"),
         (hugging_face(text_encoder_tensors()), "looks like a T5 text encoder"),
-        ({"condition_embedder.time_proj.weight": torch.ones(2)}, "is a transformer in the naming of diffusers"),
         ({"text_model.encoder.layers.0.mlp.fc1.weight": torch.ones(2)}, "looks like a CLIP text encoder"),
         ({"double_blocks.0.img_attn.qkv.weight": torch.ones(2)}, "another family (Flux, Hunyuan)"),
         ({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2)}, "looks like a Stable Diffusion model"),
@@ -134,33 +133,6 @@ def test_other_members_of_the_family(tmp_path: Path, extra: str, what: str, pref
 )
 def test_files_that_are_no_transformer(tmp_path: Path, tensors: dict[str, Tensor], what: str) -> None:
     assert what in refusal(tmp_path, tensors)
-
-
-def fp8(tensors: dict[str, Tensor], dtype: torch.dtype = torch.float8_e4m3fn) -> dict[str, Tensor]:
-    return {name: t.to(dtype) if name.endswith("ffn.0.weight") else t for name, t in tensors.items()}
-
-
-@pytest.mark.parametrize(
-    ("tensors", "what"),
-    [
-        (fp8(expert_tensors()), "fp8 weights (float8_e4m3fn)"),
-        (fp8(expert_tensors(), torch.float8_e5m2), "fp8 weights (float8_e5m2)"),
-        (
-            fp8(expert_tensors()) | {"blocks.0.ffn.0.scale_weight": torch.ones(()), "scaled_fp8": torch.ones(2)},
-            "scaled fp8 weights (float8_e4m3fn)",
-        ),
-        (expert_tensors() | {"blocks.0.ffn.0.comfy_quant": torch.ones(2, dtype=torch.uint8)}, "(comfy_quant)"),
-        (expert_tensors() | {"blocks.0.ffn.0.weight_scale": torch.ones(())}, "scaled 8-bit weights"),
-        (expert_tensors() | {"blocks.0.ffn.0.weight": torch.ones(24, 16, dtype=torch.int8)}, "weights (int8)"),
-    ],
-)
-def test_quantised_files(tmp_path: Path, tensors: dict[str, Tensor], what: str) -> None:
-    sentence = refusal(tmp_path, tensors)
-    assert what in sentence and "use its fp16, bf16 or fp32 version" in sentence
-
-
-def test_quantisation_stated_in_the_metadata(tmp_path: Path) -> None:
-    assert "_quantization_metadata" in refusal(tmp_path, expert_tensors(), CONFIG | {"_quantization_metadata": "{}"})
 
 
 def test_incomplete_files(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_other_vaes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "what"),
     [
-        ({"decoder.mid_block.resnets.0.norm1.gamma": torch.ones(2)}, "is a VAE in the naming of diffusers"),
+        ({"decoder.mid_block.resnets.0.norm1.weight": torch.ones(2)}, "looks like a VAE of an image model"),
         ({"decoder.mid.block_1.conv1.weight": torch.ones(2)}, "looks like a VAE of an image model"),
         (expert_tensors(), "looks like a Wan transformer"),
     ],
@@ -73,5 +73,5 @@ def test_incomplete_and_misshapen_files(tmp_path: Path) -> None:
     assert "has 1 tensor of the wrong shape, the first is 'decoder.head.2.bias': (4,), expected (3,)" in refusal(
         tmp_path, wrong
     )
-    half = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}
-    assert "holds fp8 weights" in refusal(tmp_path, half)
+    whole = {name: tensor.to(torch.int8) for name, tensor in tensors.items()}
+    assert "holds weights as int8 without their scales" in refusal(tmp_path, whole)

@@ -2,12 +2,16 @@
 
 import json
 from argparse import ArgumentParser
+from dataclasses import replace
 
 import pytest
 
+from wan_core.attention import calibrate
 from wan_core.attention.backends import BACKEND_NAMES, BACKENDS
-from wan_core.attention.interface import AttentionBackend, AttentionProblem
+from wan_core.attention.interface import AttentionBackend, AttentionProblem, KernelChoice
+from wan_core.attention.verdicts import Timing, Verdict
 from wan_core.cli import doctor
+from wan_core.report import Decision
 
 PROBLEM = AttentionProblem(batch=1, q_len=64, kv_len=64, num_heads=2, head_dim=8, dtype="float32")
 
@@ -81,3 +85,37 @@ def test_a_broken_vendor_costs_one_line(machine):
 def test_backends_are_asked_about_the_real_problem(machine, name, shape):
     problem = doctor._attention_problem(machine(name))
     assert f"{problem.batch}x{problem.q_len}x{problem.num_heads}x{problem.head_dim} {problem.dtype}" == shape
+
+
+def test_on_a_cpu_there_is_nothing_to_time(diagnosis):
+    assert (diagnosis.auto, diagnosis.notes) == ((), ())
+
+
+def test_it_tells_what_auto_takes_and_times_it_when_asked(machine, monkeypatch, tmp_path):
+    monkeypatch.setenv("WAN_VELOCITY_CACHE", str(tmp_path))
+    measured = []
+
+    def measure(choice: KernelChoice, hardware, *, seconds: float) -> Verdict:
+        measured.append(choice.topic)
+        timings = [Timing(name=name, tflops=rate, error=2e-3) for name, rate in (("flash", 363.0), ("cudnn", 561.0))]
+        others = tuple(name for name in choice.names if name not in ("flash", "cudnn"))
+        return Verdict(date="2026-11-21", timings=tuple(timings), untimed=others)
+
+    monkeypatch.setattr(calibrate, "measure", measure)
+    hardware = machine("h200", libraries=(("flash-attn-4", "4.0"),))
+    problem = doctor._attention_problem(hardware)
+    before, _ = doctor._auto(problem, hardware, measure=False)
+    assert [str(item) for item in before] == [
+        f"{kind} attention: flash-attn-4 ({doctor.NOT_TIMED})" for kind in ("self", "cross")
+    ]
+    for measure_again in (True, False, True):
+        after, notes = doctor._auto(problem, hardware, measure=measure_again)
+        assert str(after[0]) == "self attention: flash (flash 363, cudnn 561 TFLOP/s, measured 2026-11-21)"
+        assert notes == ()
+    assert measured == ["self attention", "cross attention"] * 2
+
+
+def test_text_tells_what_auto_takes(diagnosis):
+    auto = (Decision(topic="self attention", asked="auto", chosen="flash", reason="flash 363 TFLOP/s"),)
+    text = doctor.to_text(replace(diagnosis, auto=auto, notes=("not kept",)))
+    assert "\n  auto, self attention: flash (flash 363 TFLOP/s)\n! not kept\n" in text

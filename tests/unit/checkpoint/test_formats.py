@@ -1,0 +1,162 @@
+"""Every format of the transformer: a small file in its real layout, written by an independent path, loads.
+
+The loaded weights equal what the file stands for to float32's last bits, and the model's output equals that of the
+plain weights within the format's own quantisation error, stated here for each. The errors are relative, in the
+Frobenius norm, for random weights: the worst case, since trained ones have a narrower spread.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from gguf import GGMLQuantizationType as Type
+from torch import Tensor
+
+from tests.parity.diffusers_names import to_diffusers
+from tests.unit.checkpoint import scaled_files as scaled
+from tests.unit.checkpoint.gguf_files import quantise, write_gguf
+from tests.unit.checkpoint.models import (
+    TRANSFORMER,
+    draw_transformer,
+    draw_vae,
+    loaded_transformer,
+    relative_error,
+    velocity,
+)
+from tests.unit.checkpoint.synthetic import prefixed, write_shards
+from wan_core.checkpoint.decode import why_not
+from wan_core.checkpoint.gguf_blocks import BLOCK_FORMATS, decode_blocks
+from wan_core.checkpoint.read import open_checkpoint
+from wan_core.checkpoint.transformer import transformer_spec
+
+Weights = dict[str, Tensor]
+Writer = Callable[[Path, Weights], tuple[Path, Weights]]
+
+
+def file(write: Callable[..., Weights], *arguments: object, **options: object) -> Writer:
+    def written(folder: Path, weights: Weights) -> tuple[Path, Weights]:
+        path = folder / "wan2.2_high_noise.safetensors"
+        return path, write(path, weights, *arguments, **options)
+
+    return written
+
+
+def plain(dtype: torch.dtype, prefix: str = "") -> Writer:
+    def written(folder: Path, weights: Weights) -> tuple[Path, Weights]:
+        stored = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        path = scaled.save(folder / "wan2.2_high_noise.safetensors", prefixed(stored, prefix))
+        return path, {name: tensor.float() for name, tensor in stored.items()}
+
+    return written
+
+
+def official(folder: Path, weights: Weights) -> tuple[Path, Weights]:
+    path = write_shards(folder / "high_noise_model", weights)
+    (path / "config.json").write_text(json.dumps({"model_type": "t2v", "dim": 256, "num_heads": 2, "num_layers": 2}))
+    return path, weights
+
+
+def full_checkpoint(folder: Path, weights: Weights) -> tuple[Path, Weights]:
+    tensors = prefixed(weights, "model.diffusion_model.") | prefixed(draw_vae(), "first_stage_model.")
+    return scaled.save(folder / "full.safetensors", tensors), weights
+
+
+def of_diffusers(folder: Path, weights: Weights) -> tuple[Path, Weights]:
+    """By diffusers itself: its module, its config.json, its shards and their index."""
+    model = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=128, in_channels=16, out_channels=16, text_dim=256, freq_dim=256,
+        ffn_dim=512, num_layers=2, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+    )  # fmt: skip
+    model.load_state_dict({to_diffusers(name): tensor for name, tensor in weights.items()})
+    model.save_pretrained(folder / "transformer", max_shard_size="2MB")
+    assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
+    return folder / "transformer", weights
+
+
+def by_block(dtype: torch.dtype, *, with_index: bool) -> Writer:
+    def written(folder: Path, weights: Weights) -> tuple[Path, Weights]:
+        path = folder / "high_noise_model"
+        return path, scaled.lightx2v(path, weights, dtype, with_index=with_index)
+
+    return written
+
+
+def of_gguf(kind: Type, **options: object) -> Writer:
+    def written(folder: Path, weights: Weights) -> tuple[Path, Weights]:
+        path = folder / "Wan2.2-T2V-A14B-HighNoise.gguf"
+        return path, write_gguf(path, weights, kind, **options)
+
+    return written
+
+
+E4M3, E5M2 = scaled.E4M3, scaled.E5M2
+UNQUANTISED = 1e-6
+# Writer, largest error of the output.
+FORMATS: dict[str, tuple[Writer, float]] = {
+    "official shards": (official, UNQUANTISED),
+    "diffusers": (of_diffusers, UNQUANTISED),
+    "full checkpoint": (full_checkpoint, UNQUANTISED),
+    "fp32": (plain(torch.float32), UNQUANTISED),
+    "bf16": (plain(torch.bfloat16), 1e-2),
+    "fp16": (plain(torch.float16), 2e-3),
+    "comfy fp8_scaled e4m3": (file(scaled.comfy_scaled), 6e-2),
+    "comfy fp8_scaled e5m2": (file(scaled.comfy_scaled, E5M2), 0.12),
+    "comfy fp8_scaled prefixed": (file(scaled.comfy_scaled, E4M3, "model.diffusion_model."), 6e-2),
+    "kijai scaled e4m3": (file(scaled.kijai_scaled, E4M3, "scale_weight"), 6e-2),
+    "kijai scaled e5m2": (file(scaled.kijai_scaled, E5M2, "scale_weight"), 0.12),
+    "kijai scaled, newer key": (file(scaled.kijai_scaled, E4M3, "weight_scale"), 6e-2),
+    "plain e4m3": (file(scaled.kijai_plain, E4M3), 8e-2),
+    "plain e5m2": (file(scaled.kijai_plain, E5M2), 0.12),
+    "comfy_quant e4m3": (file(scaled.comfy_quant, "float8_e4m3fn", rows=False, in_metadata=False), 6e-2),
+    "comfy_quant e5m2": (file(scaled.comfy_quant, "float8_e5m2", rows=False, in_metadata=False), 0.12),
+    "comfy_quant int8": (file(scaled.comfy_quant, "int8_tensorwise", rows=False, in_metadata=False), 3e-2),
+    "comfy_quant int8 by row": (file(scaled.comfy_quant, "int8_tensorwise", rows=True, in_metadata=False), 2e-2),
+    "quantization metadata e4m3": (file(scaled.comfy_quant, "float8_e4m3fn", rows=False, in_metadata=True), 6e-2),
+    "quantization metadata int8": (file(scaled.comfy_quant, "int8_tensorwise", rows=False, in_metadata=True), 3e-2),
+    "lightx2v fp8 by block": (by_block(E4M3, with_index=True), 6e-2),
+    "lightx2v int8 by block, no index": (by_block(torch.int8, with_index=False), 2e-2),
+    "gguf F32": (of_gguf(Type.F32), UNQUANTISED),
+    "gguf F16": (of_gguf(Type.F16), 2e-3),
+    "gguf BF16": (of_gguf(Type.BF16), 1e-2),
+    "gguf Q8_0": (of_gguf(Type.Q8_0), 1.5e-2),
+    "gguf Q6_K": (of_gguf(Type.Q6_K), 4e-2),
+    "gguf Q5_K": (of_gguf(Type.Q5_K), 8e-2),
+    "gguf Q5_1": (of_gguf(Type.Q5_1), 6e-2),
+    "gguf Q5_0": (of_gguf(Type.Q5_0), 8e-2),
+    "gguf Q4_K": (of_gguf(Type.Q4_K), 0.15),
+    "gguf Q4_1": (of_gguf(Type.Q4_1), 0.15),
+    "gguf Q4_0": (of_gguf(Type.Q4_0), 0.15),
+    "gguf 5D fix": (of_gguf(Type.Q8_0, keep_5d=True), 1.5e-2),
+    "gguf of sd.cpp": (of_gguf(Type.Q8_0, arch="pig"), 1.5e-2),
+}
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return draw_transformer()
+
+
+@pytest.fixture(scope="module")
+def expected(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Tensor:
+    path = scaled.save(tmp_path_factory.mktemp("plain") / "plain.safetensors", weights)
+    return velocity(loaded_transformer(path))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_loads(tmp_path: Path, weights: Weights, expected: Tensor, name: str) -> None:
+    write, tolerance = FORMATS[name]
+    path, stands_for = write(tmp_path, weights)
+    checkpoint = open_checkpoint(path)
+    assert transformer_spec(checkpoint) == TRANSFORMER
+    model = loaded_transformer(checkpoint)
+    for parameter, tensor in model.named_parameters():
+        assert torch.allclose(tensor, stands_for[parameter], rtol=1e-6, atol=0), parameter
+    error = relative_error(velocity(model), expected)
+    print(f"{name}: {error:.2e}")
+    assert error <= tolerance
+    # A format that loses nothing where it should lose something was not what was read.
+    assert tolerance == UNQUANTISED or error > tolerance / 50
