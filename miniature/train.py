@@ -1,4 +1,4 @@
-"""`python -m miniature.train --output DIR`: train the miniature from nothing, on one GPU, and write it as it is shipped.
+"""`python -m miniature.train --output DIR`: train the miniature from nothing, on one GPU, and write it as it ships.
 
 Three stages, each resumed where it stopped: the VAE, a bank of latents, the experts with their text encoder. Within a
 time limit (`--limit-seconds`) a process saves its state and ends; the same command goes on. What is trained so far is
@@ -21,9 +21,10 @@ from miniature.training.machine import Machine
 from miniature.training.pace import Deadline
 from miniature.training.settings import FULL, FULL_MINUTES, SMOKE, Settings
 from miniature.training.store import Store
-from miniature.training.vae import train_vae
+from miniature.training.vae import VAE_DONE, train_vae
 from miniature.vocabulary import train_vocabulary
 from wan_core.models.tokenizer import Tokenizer
+from wan_core.models.vae21 import WanVae
 
 STAGES = ("vae", "bank", "experts")
 # For what follows the last step of a process: averages, losses, files.
@@ -46,10 +47,13 @@ def main() -> None:
     options = _parse()
     store = Store(options.work or options.output / "state")
     journal = Journal(store.folder / "training.jsonl")
-    if options.take_up:
+    if options.take_up and not journal.path.exists():
         _take_up(options.take_up, store, journal)
     limit = None if options.limit_seconds is None else options.limit_seconds - _RESERVE
-    run = Run(_settings(options), Machine.detect(), store, journal, Deadline(limit), options.output)
+    machine = Machine.detect(compiles=not options.eager)
+    run = Run(_settings(options), machine, store, journal, Deadline(limit), options.output)
+    options.output.mkdir(parents=True, exist_ok=True)
+    journal.write("machine", name=machine.name, torch=torch.__version__, compiles=str(machine.compiles))
     finished = train(run, options.stage)
     draw_curves(journal, options.output / "curves.png")
     shutil.copyfile(journal.path, options.output / journal.path.name)
@@ -59,14 +63,20 @@ def main() -> None:
 def train(run: Run, last_stage: str = "experts") -> bool:
     """Run the stages up to `last_stage`; whether they are done."""
     vae = train_vae(run.settings, run.machine, run.store, run.journal, run.deadline)
-    if vae is None or last_stage == "vae":
-        return vae is not None
+    if vae is None:
+        return False
+    # Alone in the output until there is a whole model to write.
+    shutil.copyfile(run.store.path(VAE_DONE), run.output / f"{VAE_DONE}.pt")
+    if last_stage == "vae":
+        return True
     vocabulary = _vocabulary(run)
     tokenizer = Tokenizer.from_bytes(vocabulary)
     if not build_bank(run.settings, vae, tokenizer, run.machine, run.store, run.deadline, run.journal):
         return False
-    if last_stage == "bank":
-        return True
+    return last_stage == "bank" or _train_experts(run, vae, tokenizer, vocabulary)
+
+
+def _train_experts(run: Run, vae: WanVae, tokenizer: Tokenizer, vocabulary: bytes) -> bool:
     trainee = new_trainee(run.settings, tokenizer, run.machine)
     bank = load_bank(run.settings.bank, run.machine, run.store)
     arguments = run.settings, trainee, bank, run.machine, run.store, run.journal, run.deadline
@@ -76,24 +86,23 @@ def train(run: Run, last_stage: str = "experts") -> bool:
     run.journal.write("validation", **losses, finished=str(finished))
     origin = f"trained, seed {run.settings.seed}" + ("" if finished else ", not finished")
     export(run.output, vae, trainee, average, vocabulary, origin)
+    (run.output / f"{VAE_DONE}.pt").unlink()
     return finished
 
 
 def _vocabulary(run: Run) -> bytes:
     """The vocabulary of this training; kept, since another version of sentencepiece may give another."""
-    if (kept := run.store.load("vocabulary", run.machine)) is None:
-        trained = train_vocabulary(run.machine.architecture.text_encoder.vocab_size)
-        run.store.save("vocabulary", torch.frombuffer(bytearray(trained), dtype=torch.uint8))
-        return trained
-    return bytes(kept.cpu().numpy())
+    if (kept := run.store.load("vocabulary", run.machine)) is not None:
+        return bytes(kept.cpu().numpy())
+    trained = train_vocabulary(run.machine.architecture.text_encoder.vocab_size)
+    run.store.save("vocabulary", torch.frombuffer(bytearray(trained), dtype=torch.uint8))
+    return trained
 
 
 def _take_up(folder: Path, store: Store, journal: Journal) -> None:
-    if journal.path.exists():
-        return  # this machine already went on from there
     shutil.copyfile(folder / journal.path.name, journal.path)
-    last = journal.records("experts")[-1]
-    take_up(folder, {"step": last["step"], "spent": last["seconds"]}, store)
+    last = journal.records("experts")[-1:]
+    take_up(folder, {"step": last[0]["step"], "spent": last[0]["seconds"]} if last else None, store)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -116,6 +125,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--expert-steps", type=int, help="likewise for the experts")
     parser.add_argument("--take-up", type=Path, metavar="DIR", help="go on from weights and log written by another run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--smoke", action="store_true", help="run every stage in seconds on a CPU; learns nothing")
     return parser.parse_args()
 

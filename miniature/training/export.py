@@ -1,5 +1,6 @@
 """Trained weights to shipped files, and shipped files back to a state that a training can go on from."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -9,15 +10,15 @@ from miniature.weights import Parts
 from miniature.write import write_parts
 from wan_core.checkpoint.experts import open_experts
 from wan_core.checkpoint.find import find_model
-from wan_core.checkpoint.keys import Kind
 from wan_core.checkpoint.read import Checkpoint, open_checkpoint
-from wan_core.checkpoint.text_encoder import open_text_encoder
+from wan_core.checkpoint.text_encoder import EMBEDDED_VOCABULARY, open_text_encoder
 from wan_core.models.vae21 import WanVae
 from wan_core.specs import Expert
 
 from .experts import TEXT_ENCODER, Trainee
 from .optimiser import MovingAverage
 from .store import Store
+from .vae import VAE_DONE
 
 MAX_FILE_BYTES = 16_000_000
 MAX_TOTAL_BYTES = 48_000_000
@@ -37,21 +38,31 @@ def export(folder: Path, vae: WanVae, trainee: Trainee, average: MovingAverage, 
     assert max(sizes.values()) <= MAX_FILE_BYTES and sum(sizes.values()) <= MAX_TOTAL_BYTES, f"too large to ship: {sizes}"
 
 
-def take_up(folder: Path, pace: dict[str, float], store: Store) -> None:
-    """Make shipped files the state of a training that has come as far as `pace`; only the optimiser starts afresh."""
+def take_up(folder: Path, pace: dict[str, float] | None, store: Store) -> None:
+    """Make written files the state of a training; `pace` is how far the experts had come, `None` for not at all.
+
+    Only the state of the optimiser is lost.
+    """
+    if pace is None:
+        shutil.copyfile(folder / f"{VAE_DONE}.pt", store.path(VAE_DONE))
+        return
     files = find_model(folder)
     pair = open_experts(files.high, files.low)
     source = open_text_encoder(files.text_encoder, files.tokenizer)
-    modules = {expert.value: _tensors(pair[expert], "transformer") for expert in Expert}
-    modules[TEXT_ENCODER] = _tensors(source.checkpoint, "text_encoder")
+    modules = {expert.value: _tensors(pair[expert]) for expert in Expert}
+    modules[TEXT_ENCODER] = _tensors(source.checkpoint)
     average = {f"{part}.{name}": tensor for part, tensors in modules.items() for name, tensor in tensors.items()}
-    store.save("vae_done", _tensors(open_checkpoint(files.vae), "vae"))
+    store.save(VAE_DONE, _tensors(open_checkpoint(files.vae)))
     store.save("experts", {"modules": modules, "average": average, "pace": pace})
     store.save("vocabulary", torch.frombuffer(bytearray(source.vocabulary()), dtype=torch.uint8))
 
 
-def _tensors(checkpoint: Checkpoint, kind: Kind) -> dict[str, Tensor]:
-    return {name: checkpoint.load(info.name).float() for name, info in checkpoint.tensors_of(kind).items()}
+def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    return {
+        name: checkpoint.load(name, dtype=torch.float32)
+        for name in checkpoint.tensors
+        if name != EMBEDDED_VOCABULARY
+    }
 
 
 def _shipped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

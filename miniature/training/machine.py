@@ -33,21 +33,27 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A device; on a GPU everything runs in bfloat16 and compiled, on a CPU in float32 and as it is written."""
+    """A device. On a GPU products run in bfloat16, and what is written in many small steps is compiled."""
 
     device: torch.device
+    compiles: bool = False
     architecture: Architecture = field(default_factory=Architecture)
 
     @classmethod
-    def detect(cls) -> "Machine":
-        machine = cls(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        # einops enters torch in its table at the first call; inside a compiled function that would invalidate the graph.
+    def detect(cls, *, compiles: bool = True) -> "Machine":
+        on_gpu = torch.cuda.is_available()
+        machine = cls(device=torch.device("cuda" if on_gpu else "cpu"), compiles=compiles and on_gpu)
+        # einops notes torch in a table at its first call; from within a compiled function that would cost its graph.
         rearrange(torch.zeros(1), "A -> A")
         if machine.is_gpu:
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.benchmark = True
             torch._dynamo.config.recompile_limit = _MAX_GRAPHS
         return machine
+
+    @property
+    def name(self) -> str:
+        return torch.cuda.get_device_name() if self.is_gpu else "CPU"
 
     @property
     def is_gpu(self) -> bool:
@@ -62,10 +68,10 @@ class Machine:
         return torch.autocast("cuda", torch.bfloat16) if self.is_gpu else contextlib.nullcontext()
 
     def compiled(self, function: Function) -> Function:
-        return torch.compile(function, dynamic=False) if self.is_gpu else function
+        return torch.compile(function, dynamic=False) if self.compiles else function
 
     def compile_blocks(self, blocks: nn.ModuleList) -> None:
-        if self.is_gpu:
+        if self.compiles:
             compile_blocks(blocks)
 
     def whole_clip(self, vae: WanVae) -> WholeClip:

@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-# Steps after every start that compile and search for algorithms: no share of the phase's time.
+# Steps that compile and search for algorithms after a start or a change of shapes: no share of the phase's time.
 _UNTIMED_STEPS = 3
 _LEAST_RATE = 0.01
 
@@ -39,6 +39,10 @@ class Pace:
             self._began, self._base = time.perf_counter(), self.spent
         elif self._began is not None:
             self.spent = self._base + time.perf_counter() - self._began
+
+    def expect_compilation(self) -> None:
+        """What comes next has other shapes: its first steps are no share of the time either."""
+        self._steps_here, self._began = 0, None
 
     def rate(self, warmup_steps: int) -> float:
         """Factor of the learning rate: linear warm-up, then half a cosine down to 1%."""

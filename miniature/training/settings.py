@@ -105,10 +105,10 @@ FULL = Settings()
 # Every stage in seconds on a CPU, to prove that all of it runs; what it makes shows nothing.
 SMOKE = Settings(
     warmup_steps=2,
-    log_every=2,
+    log_every=1,
     vae=VaeTraining(
-        num_steps=4, num_scenes=16, batch=2, size=_TINY, window=16, whole_batch=2, whole_size=ClipSize(9, 32, 32)
+        num_steps=3, num_scenes=16, batch=2, size=_TINY, window=16, whole_batch=2, whole_size=ClipSize(9, 32, 32)
     ),
     bank=BankSettings(num_clips=16, part_clips=8, batch=4, size=_TINY, held_out_clips=8),
-    experts=ExpertTraining(num_steps=6, batch=4),
+    experts=ExpertTraining(num_steps=3, batch=2),
 )

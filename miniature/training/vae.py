@@ -68,11 +68,14 @@ def train_vae(
         pace.restore(state["pace"])
     clip, painter = machine.whole_clip(vae), machine.compiled(paint)
     source = clip_source(f"vae {settings.seed}", options.num_scenes, machine, painter)
-    generator = torch.Generator(machine.device)
+    generator, whole = torch.Generator(machine.device), False
     while not pace.finished:
         generator.manual_seed(settings.seed * 1_000_003 + pace.step)
+        if pace.progress >= options.whole_after and not whole:
+            whole = True
+            pace.expect_compilation()
         with machine.autocast():
-            parts = losses(clip, draw_batch(source, options, pace.progress, generator), generator)
+            parts = losses(clip, draw_batch(source, options, generator, whole=whole), generator)
         price = options.kl_weight * min(pace.progress / options.kl_ramp, 1.0)
         loss = parts["mse"] + options.absolute_weight * parts["l1"] + price * parts["kl"]
         norm = optimiser.step(loss, pace, settings.warmup_steps)
@@ -104,9 +107,9 @@ def clip_source(
     return ClipSource(numbers([draw_scene(rng, held_out=held_out) for _ in range(num_scenes)], machine.device), painter)
 
 
-def draw_batch(source: ClipSource, options: VaeTraining, progress: float, generator: torch.Generator) -> Tensor:
-    """Many small windows first, whole pictures later."""
-    if progress < options.whole_after:
+def draw_batch(source: ClipSource, options: VaeTraining, generator: torch.Generator, *, whole: bool) -> Tensor:
+    """Many small windows, or a few whole pictures of the default video's length."""
+    if not whole:
         return source.draw(generator, options.batch, options.size, options.window)
     return source.draw(generator, options.whole_batch, options.whole_size)
 

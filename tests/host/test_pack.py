@@ -12,9 +12,10 @@ from wan_core.profiles import setting_names
 # Saved workflows name nodes by id, and widgets by position: ids stay, and new widgets come last.
 WIDGETS = {
     "WanVelocityLoadExperts": ["high_noise", "low_noise"],
+    "WanVelocityLora": ["lora", "partner", "strength_high", "strength_low"],
     "WanVelocityProfile": [
         "preset", "attention", "cross_attention", "weights", "residual", "tf32", "guidance", "offload", "compile",
-        "vae_tiling", "vae_precision", "quality", "on_unsupported",
+        "vae_tiling", "vae_precision", "quality", "on_unsupported", "lora",
     ],
     "WanVelocityLoadTextEncoder": ["file"],
     "WanVelocityEncodeText": ["prompt", "negative_prompt"],

@@ -59,6 +59,18 @@ def test_a_read_that_fails_leaves_the_weights_in_the_file(source):
     assert weights.place is Place.DEVICE
 
 
+def test_weights_are_taken_over_where_they_are(source):
+    old, new = make(source), make(source)
+    old.to_device()
+    data = old.module.weight.data_ptr()
+    new.take_over(old)
+    assert new.place is Place.DEVICE and new.module.weight.data_ptr() == data
+    assert old.place is Place.FILE and old.module.weight.is_meta
+    new.to_host()
+    assert torch.equal(new.module.weight, torch.full((4, 4), 3.0))
+    assert source.reads == 1
+
+
 def test_resident_modules_are_all_there_before_the_first_step(source):
     weights = {"a": make(source), "b": make(source)}
     KeepResident(weights).activate("a", lambda what, done, total: None)

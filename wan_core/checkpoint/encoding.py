@@ -115,6 +115,8 @@ def _sides(tensors: Mapping[str, TensorInfo]) -> _Sides:
             found.formats[layer] = _TELLING[role]
         if role in (*_SCALES, *_UNUSED, *_TELLING):
             found.names.add(name)
+    # LightX2V's nvfp4. By itself the name is a LoRA's.
+    found.names |= {name for layer in found.formats if (name := f"{layer}.alpha") in tensors}
     return found
 
 

@@ -127,9 +127,9 @@ def _read_alphas(checkpoint: Checkpoint, groups: Groups) -> dict[tuple[Expert | 
                 raise CheckpointError(
                     f"tensor {quoted(info.stored_as)} of {checkpoint.label} has shape {info.shape}, expected one number"
                 )
-            target = empty(info, "cpu", torch.float64)
+            target = empty(info, "cpu", None)
             reader.fill(info, target)
-            if not math.isfinite(alpha := target.item()):
+            if not math.isfinite(alpha := float(target.item())):
                 raise CheckpointError(
                     f"tensor {quoted(info.stored_as)} of {checkpoint.label} is {alpha}, expected a number"
                 )
@@ -166,7 +166,7 @@ def _nothing_for_wan(checkpoint: Checkpoint, reading: KeyReading) -> str:
     names = checkpoint.tensors
     if reading.family is None and (model := other_model(names)):
         return f"{checkpoint.label} is a LoRA for {model}, expected {WANTED}"
-    reasons = listing(f"{len(keys)} {reason}" for reason, keys in reading.ignored.items())
+    reasons = listing(f"{reason}: {len(keys)}" for reason, keys in reading.ignored.items())
     return (
         f"{checkpoint.label} changes nothing in a Wan text-to-video model ({reasons or 'no change is complete'}; its "
         f"first tensor is {quoted(next(iter(names)))}), expected {WANTED}"

@@ -121,9 +121,10 @@ class LoraFile:
         if not self.ignored:
             return ""
         total = sum(self.ignored.values())
-        several = len(self.ignored) > 1
-        reasons = ", ".join(f"{count} {reason}" if several else reason for reason, count in self.ignored.items())
-        return f"{counted(total, 'key')} ignored ({reasons})"
+        if len(self.ignored) == 1:
+            return f"{counted(total, 'key')} ignored ({next(iter(self.ignored))})"
+        ordered = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
+        return f"{counted(total, 'key')} ignored ({', '.join(f'{reason}: {count}' for reason, count in ordered)})"
 
     def _facts(self, changes: Collection[Change]) -> list[str]:
         names = {"lokr": "LoKr", "loha": "LoHa", "diff": "diffs"}

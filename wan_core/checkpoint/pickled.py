@@ -12,6 +12,7 @@ import os
 import re
 import struct
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import BinaryIO
@@ -26,59 +27,86 @@ from .sentences import label, quoted
 
 MAGIC = b"PK\x03\x04"
 
-_MAX_RECORDS = 100_000
 _MAX_PICKLE_BYTES = 100_000_000
 # Of a record in the zip: its header, of which only the lengths of the two texts behind it are wanted.
 _LOCAL_HEADER = struct.Struct("<26xHH")
 # In the message of the restricted unpickler.
 _FOREIGN_NAME = re.compile(r"GLOBAL (\S+)")
+# What reading the tables of a damaged zip raises.
+_ZIP_DAMAGE = (BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error)
 # What the restricted unpickler and the rebuilding of tensors raise for files that are damaged or hold something else.
-_DAMAGE = (UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError)
+_DAMAGE = (
+    UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Archive:
+    """The zip around the tensors. records: where the bytes of storages begin -> their sizes. order: of their bytes."""
+
+    stamp: Stamp
+    entries: tuple[ZipInfo, ...]
+    records: Mapping[int, int]
+    order: bytes
+
+    @classmethod
+    def of(cls, path: Path) -> "_Archive":
+        try:
+            with path.open("rb") as file, ZipFile(file) as archive:
+                entries = archive.infolist()
+                return cls(
+                    stamp=Stamp.of(os.fstat(file.fileno())),
+                    entries=tuple(entries),
+                    records={
+                        _start(file, entry): entry.file_size
+                        for entry in entries
+                        if "/data/" in entry.filename and entry.file_size
+                    },
+                    order=b"".join(archive.read(entry) for entry in entries if entry.filename.endswith("/byteorder")),
+                )
+        except OSError as error:
+            raise CheckpointError(f"{label(path)} cannot be read: {error.strerror or error}") from error
+        except _ZIP_DAMAGE as error:
+            raise CheckpointError(f"{label(path)} is truncated or damaged: it is no whole PyTorch file") from error
+
+    def check(self, path: Path) -> None:
+        """Raise `CheckpointError` for anything but a plain archive of this machine's byte order."""
+        if any(entry.compress_type != ZIP_STORED or entry.file_size != entry.compress_size for entry in self.entries):
+            raise CheckpointError(f"{label(path)} is a compressed archive, expected a file as torch.save writes it")
+        if self.order not in (b"", b"little"):
+            raise CheckpointError(f"{label(path)} was written by a big-endian machine, expected little endian")
+        size = max((entry.file_size for entry in self.entries if entry.filename.endswith("/data.pkl")), default=0)
+        if size > _MAX_PICKLE_BYTES:
+            raise CheckpointError(
+                f"the pickle of {label(path)} is {size} bytes long, expected at most {_MAX_PICKLE_BYTES}"
+            )
 
 
 def read_pickled(path: Path) -> Header:
     """The tensors of a PyTorch file; raises `CheckpointError` for one that is damaged or holds more than tensors."""
+    archive = _Archive.of(path)
+    archive.check(path)
+    tensors = _load(path)
+    base = _base(path, [tensor for tensor in tensors.values() if tensor.untyped_storage().nbytes()], archive.records)
+    infos = {name: _info(path, name, tensor, base) for name, tensor in tensors.items()}
+    return Header(tensors=infos, metadata={}, stamp=archive.stamp, format="PyTorch")
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """The tensors, views of the mapped file."""
     try:
-        with path.open("rb") as file:
-            stamp = Stamp.of(os.fstat(file.fileno()))
-        records = _records(path)
         content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-    except OSError as error:
-        raise CheckpointError(f"{label(path)} cannot be read: {error.strerror or error}") from error
-    except BadZipFile as error:
-        raise CheckpointError(f"{label(path)} is truncated or damaged: it is no whole PyTorch file") from error
     except _DAMAGE as error:
         raise CheckpointError(f"{label(path)} {_what_is_wrong(error)}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{label(path)} holds a {type(content).__name__}, expected a table of tensors by their names"
         )
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    base = _base(path, tensors.values(), records)
-    return Header(
-        tensors={str(name): _info(path, str(name), tensor, base) for name, tensor in tensors.items()},
-        metadata={},
-        stamp=stamp,
-        format="PyTorch",
-    )
-
-
-def _records(path: Path) -> set[int]:
-    """Where the records of the storages begin in the file."""
-    with ZipFile(path) as archive, path.open("rb") as file:
-        entries = archive.infolist()
-        if len(entries) > _MAX_RECORDS:
-            raise CheckpointError(f"{label(path)} holds {len(entries)} records, expected at most {_MAX_RECORDS}")
-        if any(entry.compress_type != ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
-            raise CheckpointError(f"{label(path)} is a compressed archive, expected a file as torch.save writes it")
-        for entry in entries:
-            if entry.filename.endswith("/data.pkl") and entry.file_size > _MAX_PICKLE_BYTES:
-                raise CheckpointError(
-                    f"the pickle of {label(path)} is {entry.file_size} bytes long, expected at most {_MAX_PICKLE_BYTES}"
-                )
-            if entry.filename.endswith("/byteorder") and archive.read(entry) != b"little":
-                raise CheckpointError(f"{label(path)} was written by a big-endian machine, expected little endian")
-        return {_start(file, entry) for entry in entries if "/data/" in entry.filename}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or not tensor.is_contiguous():
+            raise CheckpointError(f"tensor {quoted(name)} of {label(path)} is not a plain, contiguous one")
+    return tensors
 
 
 def _start(file: BinaryIO, entry: ZipInfo) -> int:
@@ -90,26 +118,21 @@ def _start(file: BinaryIO, entry: ZipInfo) -> int:
     return entry.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header))
 
 
-def _base(path: Path, tensors: Collection[Tensor], records: Collection[int]) -> int:
-    """The address of the mapping: where every storage lies as far from it as a record lies from the file's start."""
-    addresses = {_address(tensor) for tensor in tensors if tensor.numel()}
-    if not addresses:
-        return 0
-    lowest = min(addresses)
-    for record in sorted(records):
-        base = lowest - record
-        if all(address - base in records for address in addresses):
-            return base
-    raise CheckpointError(f"{label(path)} is damaged: its tensors are in none of its records")
+def _base(path: Path, tensors: Collection[Tensor], records: Mapping[int, int]) -> int:
+    """The address of the mapping, as far from each storage as the file's start is from its record.
 
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    Raises `CheckpointError` unless storages and records belong together one by one.
+    """
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    pairs = list(zip(sorted(storages.items()), sorted(records.items()), strict=False))
+    bases = {address - start for (address, _), (start, _) in pairs}
+    sizes_fit = all(nbytes == size for (_, nbytes), (_, size) in pairs)
+    if len(storages) != len(records) or len(bases) > 1 or not sizes_fit:
+        raise CheckpointError(f"{label(path)} is damaged, or holds more than one table of tensors")
+    return bases.pop() if bases else 0
 
 
 def _info(path: Path, name: str, tensor: Tensor, base: int) -> TensorInfo:
-    if tensor.layout != torch.strided or tensor.is_quantized or not tensor.is_contiguous():
-        raise CheckpointError(f"tensor {quoted(name)} of {label(path)} is not a plain, contiguous one")
     nbytes = tensor.numel() * tensor.element_size()
     return TensorInfo(
         shape=tuple(tensor.shape),
@@ -117,7 +140,7 @@ def _info(path: Path, name: str, tensor: Tensor, base: int) -> TensorInfo:
         nbytes=nbytes,
         file=path,
         stored_as=name,
-        start=_address(tensor) - base + tensor.storage_offset() * tensor.element_size() if nbytes else 0,
+        start=tensor.data_ptr() - base if nbytes else 0,
     )
 
 

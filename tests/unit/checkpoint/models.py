@@ -43,7 +43,10 @@ def draw_transformer(seed: int = 0, spec: TransformerSpec = TRANSFORMER) -> dict
 
 
 def draw_text_encoder(seed: int = 0) -> dict[str, Tensor]:
-    return draw(text_encoder_shapes(TEXT_ENCODER), seed)
+    weights = draw(text_encoder_shapes(TEXT_ENCODER), seed)
+    # T5 does not divide its scores by the root of a head's width; its queries are trained to be small instead.
+    head_dim = TEXT_ENCODER.attention_dim // TEXT_ENCODER.num_heads
+    return {name: tensor * head_dim**-0.5 if ".q." in name else tensor for name, tensor in weights.items()}
 
 
 def draw_vae(seed: int = 0) -> dict[str, Tensor]:

@@ -52,7 +52,9 @@ def value(stored: Tensor, scale: Tensor) -> Tensor:
     return stored.float() * scale.float()
 
 
-def comfy_scaled(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype = E4M3, prefix: str = "") -> dict[str, Tensor]:
+def comfy_scaled(
+    path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype = E4M3, prefix: str = ""
+) -> dict[str, Tensor]:
     """The form of 2025, `fp8_scaled`: `.scale_weight`, `.scale_input` and the mark `scaled_fp8` of the whole file."""
     file, stand_for = {}, dict(weights)
     for name, tensor in weights.items():
@@ -90,7 +92,9 @@ def kijai_plain(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype) -
     return {name: tensor.float() for name, tensor in file.items()}
 
 
-def comfy_quant(path: Path, weights: Mapping[str, Tensor], form: str, *, rows: bool, in_metadata: bool) -> dict[str, Tensor]:
+def comfy_quant(
+    path: Path, weights: Mapping[str, Tensor], form: str, *, rows: bool, in_metadata: bool
+) -> dict[str, Tensor]:
     """ComfyUI's form by layer: `.weight_scale`, and the format as JSON in a tensor beside it or in the metadata."""
     dtype = {"float8_e4m3fn": E4M3, "float8_e5m2": E5M2, "int8_tensorwise": torch.int8}[form]
     file, stand_for, layers = {}, dict(weights), {}
@@ -140,5 +144,7 @@ def as_bytes(text: str) -> Tensor:
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata=dict(metadata) if metadata else None)
+    save_file(
+        {name: t.contiguous() for name, t in tensors.items()}, path, metadata=dict(metadata) if metadata else None
+    )
     return path
