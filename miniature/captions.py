@@ -31,7 +31,10 @@ _MOTION_PHRASES = {
     "still": (("standing still", "not moving", "stays still"), ("standing still", "not moving", "stay still")),
     "bouncing": (("bouncing up and down", "bouncing", "bounces"), ("bouncing up and down", "bouncing", "bounce")),
     "circling": (("moving in a circle", "circling around"), ("moving in a circle", "circling around")),
-    "spinning": (("spinning", "rotating", "turning around", "spins"), ("spinning", "rotating", "turning around", "spin")),
+    "spinning": (
+        ("spinning", "rotating", "turning around", "spins"),
+        ("spinning", "rotating", "turning around", "spin"),
+    ),
     "growing": (("growing", "getting bigger", "grows"), ("growing", "getting bigger", "grow")),
     "shrinking": (("shrinking", "getting smaller", "shrinks"), ("shrinking", "getting smaller", "shrink")),
 }
@@ -70,11 +73,16 @@ def held_out_captions(
 ) -> list[tuple[Scene, str]]:
     """Scenes whose (colour, shape, motion) never occurs in training, each with a caption that names it.
 
-    The direction of motion is what the judge reads off the centroids, hence the default for `motions`.
+    The direction of motion is what the judge reads off the centroids, hence the default for `motions`; for the same
+    reason the camera stands still.
     """
     rng = Random(f"held out {seed}")
-    scenes = [draw_scene(rng, held_out=True, motions=motions) for _ in range(num_captions)]
-    return [(scene, describe_fully(scene, rng)) for scene in scenes]
+    found: list[tuple[Scene, str]] = []
+    while len(found) < num_captions:
+        scene = draw_scene(rng, held_out=True, motions=motions)
+        if scene.camera == "fixed":
+            found.append((scene, describe_fully(scene, rng)))
+    return found
 
 
 def _subject(scene: Scene, rng: Random, *, says_size: bool, says_style: bool) -> str:

@@ -7,6 +7,7 @@ a contact sheet, and prints the table of the model card.
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -154,7 +155,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--frames", type=int, default=33)
     parser.add_argument("--profile", default="auto")
-    parser.add_argument("--workers", type=int, default=8, help="processes that judge")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that judge")
     return parser.parse_args()
 
 

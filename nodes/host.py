@@ -4,7 +4,6 @@ Files, device, progress, previews and interruption. No other file of the nodes i
 latent_preview or server, so that another host needs another one of these.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +17,7 @@ import latent_preview
 import torch
 from server import PromptServer
 
+from ..wan_core.checkpoint.locate import is_shard, weight_files
 from ..wan_core.errors import InputError, Interrupted
 from ..wan_core.hardware import Hardware
 from ..wan_core.hooks import StepEvent
@@ -26,7 +26,8 @@ from .patcher import available_bytes
 PACK_ROOT = Path(__file__).parent.parent
 MODEL_FOLDERS = ("diffusion_models", "loras", "text_encoders", "vae")
 _MEASURING_BYTES = 1 << 30
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+# The host lists no GGUF files; these lists of them have the names that ComfyUI-GGUF gives them.
+_GGUF_LISTS = {"diffusion_models": "unet_gguf", "text_encoders": "clip_gguf"}
 
 
 def register_pack_models() -> None:
@@ -37,9 +38,12 @@ def register_pack_models() -> None:
 
 
 def model_choices(kind: str) -> list[str]:
-    """Safetensors files of a model folder of the host, sorted; the shards of one model stand as their folder."""
-    names = [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
-    return sorted({str(Path(name).parent) if _SHARD.search(name) else name for name in names})
+    """Files of a model folder of the host that can be read, sorted; the shards of one model stand as their folder."""
+    names = [name for name in folder_paths.get_filename_list(kind) if name.endswith((".safetensors", ".pth"))]
+    if listing := _GGUF_LISTS.get(kind):
+        folder_paths.folder_names_and_paths[listing] = (folder_paths.folder_names_and_paths[kind][0], {".gguf"})
+        names += folder_paths.get_filename_list(listing)
+    return sorted({str(Path(name).parent) if is_shard(Path(name)) else name for name in names})
 
 
 def model_path(kind: str, name: str) -> Path:
@@ -52,8 +56,7 @@ def model_path(kind: str, name: str) -> Path:
 
 def stamps(kind: str, names: Sequence[str | None]) -> str:
     """Changes when one of these files does, so that the host opens it anew; `None` is a connected name."""
-    paths = [model_path(kind, name) for name in names if name is not None]
-    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.safetensors")))]
+    files = [file for name in names if name is not None for file in weight_files(model_path(kind, name))]
     return repr([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 

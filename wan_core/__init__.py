@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .checkpoint.lora_pair import LoraChoice, choose_lora
     from .pipeline import RunPlan, WanPipeline, open_pipeline
     from .profiles import PRESETS, OptimizationProfile, preset
     from .recipes import RECIPES, Recipe, SampleRequest, VideoSize, recipe
@@ -20,6 +21,7 @@ __all__ = [
     "PRESETS",
     "RECIPES",
     "Conditioning",
+    "LoraChoice",
     "OptimizationProfile",
     "Recipe",
     "Report",
@@ -28,6 +30,7 @@ __all__ = [
     "SampleResult",
     "VideoSize",
     "WanPipeline",
+    "choose_lora",
     "open_pipeline",
     "preset",
     "recipe",
@@ -35,6 +38,7 @@ __all__ = [
 
 _HOMES = MappingProxyType(
     {
+        "checkpoint.lora_pair": ("LoraChoice", "choose_lora"),
         "pipeline": ("RunPlan", "WanPipeline", "open_pipeline"),
         "profiles": ("PRESETS", "OptimizationProfile", "preset"),
         "recipes": ("RECIPES", "Recipe", "SampleRequest", "VideoSize", "recipe"),

@@ -22,12 +22,12 @@ from .checkpoint.inventory import transformer_shapes
 from .checkpoint.load import Edit, load_module, reload_parameters
 from .checkpoint.lora_file import Change, LoraFile, is_in_block_linear
 from .checkpoint.lora_pair import LoraChoice
-from .checkpoint.lora_read import merged, read_parts
+from .checkpoint.lora_read import LoraReaders
 from .checkpoint.lora_shape import kronecker_shapes
 from .checkpoint.read import Checkpoint
 from .checkpoint.sentences import counted
 from .linear.adapter import Adapter, Term, adapter_bytes, attach
-from .linear.changes import kronecker_factors, low_rank_factors
+from .linear.changes import Parts, kronecker_factors, low_rank_factors
 from .offload import OnBytes, Place, Weights
 from .precision import tf32
 from .specs import Expert, TransformerSpec
@@ -156,8 +156,9 @@ class ExpertLoras:
         """Give a meta transformer its weights, adapters included; it stays meta where anything fails."""
         try:
             self._reset_adapters(device)
-            self._fill_adapters(device)
-            load_module(transformer, self._checkpoint, self._dtype_of, device, on_bytes, self._edits())
+            with LoraReaders() as readers:
+                self._fill_adapters(device, readers)
+                load_module(transformer, self._checkpoint, self._dtype_of, device, on_bytes, self._edits(readers))
         except BaseException:
             transformer.to("meta")
             raise
@@ -177,10 +178,11 @@ class ExpertLoras:
         if weights.place is Place.FILE or self._state == _State(applied=self.wanted):
             return
         try:
-            if not self._state.has_adapters:
-                self._fill_adapters(weights.device)
-            self._set_coefficients()
-            reload_parameters(weights.module, self._checkpoint, self._stale(), self._edits())
+            with LoraReaders() as readers:
+                if not self._state.has_adapters:
+                    self._fill_adapters(weights.device, readers)
+                self._set_coefficients()
+                reload_parameters(weights.module, self._checkpoint, self._stale(), self._edits(readers))
         except BaseException:
             # Half of the old strengths and half of the new would be neither; the next use loads all of it.
             weights.drop()
@@ -201,10 +203,10 @@ class ExpertLoras:
             for adapter in self._adapters.values():
                 adapter.reset(device)
 
-    def _fill_adapters(self, device: torch.device) -> None:
+    def _fill_adapters(self, device: torch.device, readers: LoraReaders) -> None:
         for layer, adapter in self._adapters.items():
             for index, placed in enumerate(self._arrangement.beside[layer]):
-                _fill(adapter, index, placed, device)
+                _fill(adapter, index, placed.change, readers.parts(placed.lora, placed.change, device))
         self._set_coefficients()
 
     def _set_coefficients(self) -> None:
@@ -212,23 +214,21 @@ class ExpertLoras:
             for index, placed in enumerate(self._arrangement.beside[layer]):
                 adapter.set_coefficient(index, self.wanted[placed.index] * placed.change.scale)
 
-    def _edits(self) -> Mapping[str, Edit]:
+    def _edits(self, readers: LoraReaders) -> Mapping[str, Edit]:
         return {
             parameter: partial(
-                _merge, changes=[(placed.lora, placed.change, self.wanted[placed.index]) for placed in changes]
+                _merge, readers, [(placed.lora, placed.change, self.wanted[placed.index]) for placed in changes]
             )
             for parameter, changes in self._arrangement.merged.items()
         }
 
 
-def _merge(parameter: Tensor, *, changes: Sequence[tuple[LoraFile, Change, float]]) -> Tensor:
+def _merge(readers: LoraReaders, changes: Sequence[tuple[LoraFile, Change, float]], parameter: Tensor) -> Tensor:
     with tf32(enabled=False):
-        return merged(parameter, changes)
+        return readers.merged(parameter, changes)
 
 
-def _fill(adapter: Adapter, index: int, placed: Placed, device: torch.device) -> None:
-    change = placed.change
-    parts = read_parts(placed.lora, change, device)
+def _fill(adapter: Adapter, index: int, change: Change, parts: Parts) -> None:
     if change.kind == "lokr":
         adapter.fill_kronecker(index, *kronecker_factors(parts))
     elif change.kind == "diff":

@@ -29,7 +29,7 @@ from .models.transformer import WanTransformer, wants_float32
 from .models.vae21 import WanVae
 from .offload import KeepResident, Load, OnBytes, Residency, SwapModules, Weights
 from .plan import ComponentPlan, ExecutionPlan, ExpertsBinding
-from .report import Report
+from .report import Decision, Report
 from .specs import Expert
 
 MakeResidency = Callable[[Mapping[Expert, Weights]], Residency]
@@ -102,7 +102,11 @@ def build_experts(
         loras=loras,
         weights=weights,
         residency=(make_residency or _RESIDENCIES[binding.offload])(weights),
-        decisions=(attention_decision, cross_decision),
+        decisions=(
+            attention_decision,
+            cross_decision,
+            *(each for expert in Expert for each in _decoded(str(expert), pair[expert], binding.dtype)),
+        ),
         key=binding.key,
         key_without_loras=binding.key_without_loras,
     )
@@ -114,7 +118,8 @@ def build_text_encoder(plan: ComponentPlan, source: TextEncoderSource) -> TextEn
         encoder = Umt5Encoder(source.spec)
     dtype = getattr(torch, plan.dtype)
     weights = _weights(encoder, _loader(source.checkpoint, lambda name: dtype), plan.device, lambda name: dtype, dtype)
-    return TextEncoder(weights, Tokenizer.from_bytes(source.vocabulary()), plan.decisions)
+    decisions = (*plan.decisions, *_decoded("text encoder", source.checkpoint, plan.dtype))
+    return TextEncoder(weights, Tokenizer.from_bytes(source.vocabulary()), decisions)
 
 
 def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:
@@ -123,7 +128,7 @@ def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:
         vae = WanVae(source.spec)
     dtype = getattr(torch, plan.dtype)
     weights = _weights(vae, _loader(source.checkpoint, lambda name: dtype), plan.device, lambda name: dtype, dtype)
-    return Vae(weights, plan.decisions)
+    return Vae(weights, (*plan.decisions, *_decoded("VAE", source.checkpoint, plan.dtype)))
 
 
 def _loader(checkpoint: Checkpoint, dtype_of: Callable[[str], torch.dtype]) -> Load:
@@ -131,6 +136,14 @@ def _loader(checkpoint: Checkpoint, dtype_of: Callable[[str], torch.dtype]) -> L
         load_module(target, checkpoint, dtype_of, place, on_bytes)
 
     return load
+
+
+def _decoded(what: str, checkpoint: Checkpoint, dtype: str) -> tuple[Decision, ...]:
+    """What a file stores, where that is not what is computed with."""
+    if not (stored := checkpoint.encoding.text):
+        return ()
+    reason = f"decoded while loading; {checkpoint.label} stores {stored}"
+    return (Decision(topic=f"weights of the {what}", asked="auto", chosen=dtype, reason=reason),)
 
 
 def _weights(

@@ -1,7 +1,7 @@
 """Stage two: clips of the training world as latents in model space, with their captions as tokens, coded once.
 
 Coding a clip costs several times what a training step spends on it, so the experts draw from a bank, clip and caption
-apart. Every part has a seed of its own and is a file of its own: a bank is resumed, and is the same however it was made.
+apart. Every part has a seed of its own and is a file of its own: a bank is resumed, and is the same however made.
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_core.attention.backends.sdpa import BACKENDS
+from wan_core.attention.backends.sdpa import ANY
 from wan_core.models.layers import Linear
 from wan_core.models.t5 import Umt5Encoder
 from wan_core.models.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ def new_trainee(settings: Settings, tokenizer: Tokenizer, machine: Machine) -> T
     options, architecture = settings.experts, machine.architecture
     full = architecture.transformer
     cross = padded_attention(options.text_len, full.text_len, machine.device, machine.compute_dtype)
-    attend = next(backend for backend in BACKENDS if backend.name == "sdpa").load()
+    attend = ANY.load()  # the others have no backward
     linear = BlockLinear if machine.is_gpu else Linear
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -77,7 +77,13 @@ def new_trainee(settings: Settings, tokenizer: Tokenizer, machine: Machine) -> T
 
 
 def train_experts(
-    settings: Settings, trainee: Trainee, bank: Bank, machine: Machine, store: Store, journal: Journal, deadline: Deadline
+    settings: Settings,
+    trainee: Trainee,
+    bank: Bank,
+    machine: Machine,
+    store: Store,
+    journal: Journal,
+    deadline: Deadline,
 ) -> tuple[MovingAverage, bool]:
     """Train until done or until the deadline; the averages so far, and whether they are final. Resumes."""
     options = settings.experts
@@ -117,7 +123,10 @@ def step_losses(
     context = context.float()
     for index, (expert, model) in enumerate(trainee.transformers.items()):
         mine = slice(index * options.batch, (index + 1) * options.batch)
-        yield expert, flow_loss(model, latents[mine], context[mine], sigma_range(expert, options), options.shift, generator)
+        yield (
+            expert,
+            flow_loss(model, latents[mine], context[mine], sigma_range(expert, options), options.shift, generator),
+        )
 
 
 def flow_loss(
@@ -146,13 +155,12 @@ def sigma_range(expert: Expert, options: ExpertTraining) -> tuple[float, float]:
     return (boundary, 1.0) if expert is Expert.HIGH else (0.0, boundary)
 
 
-@torch.no_grad()
 def validation_losses(
     trainee: Trainee, average: MovingAverage, bank: Bank, settings: Settings, machine: Machine
 ) -> dict[str, float]:
     """Losses of the averaged weights on held-out clips with true captions and fixed noise: comparable between runs.
 
-    The averages stay in the modules.
+    The averages stay in the modules. Gradients are tracked for nothing: without them everything would compile anew.
     """
     for name, module in trainee.modules.items():
         module.load_state_dict(average.of(name))
@@ -161,5 +169,5 @@ def validation_losses(
     totals = dict.fromkeys((expert.value for expert in Expert), 0.0)
     for _ in range(_VALIDATION_BATCHES):
         for expert, loss in step_losses(trainee, bank, options, machine, generator):
-            totals[expert.value] += float(loss) / _VALIDATION_BATCHES
+            totals[expert.value] += float(loss.detach()) / _VALIDATION_BATCHES
     return totals

@@ -35,7 +35,9 @@ def export(folder: Path, vae: WanVae, trainee: Trainee, average: MovingAverage, 
     )
     write_parts(folder, parts, "comfyui")
     sizes = {path.name: path.stat().st_size for path in folder.rglob("*.safetensors")}
-    assert max(sizes.values()) <= MAX_FILE_BYTES and sum(sizes.values()) <= MAX_TOTAL_BYTES, f"too large to ship: {sizes}"
+    assert max(sizes.values()) <= MAX_FILE_BYTES and sum(sizes.values()) <= MAX_TOTAL_BYTES, (
+        f"too large to ship: {sizes}"
+    )
 
 
 def take_up(folder: Path, pace: dict[str, float] | None, store: Store) -> None:
@@ -59,9 +61,7 @@ def take_up(folder: Path, pace: dict[str, float] | None, store: Store) -> None:
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {
-        name: checkpoint.load(name, dtype=torch.float32)
-        for name in checkpoint.tensors
-        if name != EMBEDDED_VOCABULARY
+        name: checkpoint.load(name, dtype=torch.float32) for name in checkpoint.tensors if name != EMBEDDED_VOCABULARY
     }
 
 

@@ -43,8 +43,9 @@ class Machine:
     def detect(cls, *, compiles: bool = True) -> "Machine":
         on_gpu = torch.cuda.is_available()
         machine = cls(device=torch.device("cuda" if on_gpu else "cpu"), compiles=compiles and on_gpu)
-        # einops notes torch in a table at its first call; from within a compiled function that would cost its graph.
-        rearrange(torch.zeros(1), "A -> A")
+        # einops notes every type it meets in a table; one first met later would cost all graphs compiled before.
+        for tensor in (torch.zeros(1), nn.Parameter(torch.zeros(1))):
+            rearrange(tensor, "A -> A")
         if machine.is_gpu:
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.benchmark = True

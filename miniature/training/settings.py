@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from miniature.clips import ClipSize
 from wan_core.specs import T2V_A14B
 
-
 FULL_MINUTES = 22.0
 
 
@@ -68,7 +67,7 @@ class ExpertTraining:
     seconds: float = 720.0
     num_steps: int | None = None
     batch: int = 160
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     shift: float = T2V_A14B.shift

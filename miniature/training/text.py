@@ -1,4 +1,4 @@
-"""Captions in training: token ids with some captions wrong or missing, and attention to 512 positions at the cost of 64.
+"""Captions in training: token ids, some of them missing, and attention to 512 positions at the cost of 64.
 
 The transformers attend to 512 text positions, nearly all of them padding. The context of padding is zero, so all its
 keys are equal, and so are its values: `n` equal keys weigh as much as one whose score is raised by log(n). Training
@@ -13,7 +13,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wan_core.attention.interface import Attend
 from wan_core.models.t5 import Umt5Encoder
@@ -28,15 +27,13 @@ def padded_attention(text_len: int, full_len: int, device: torch.device, dtype: 
     """Cross attention over `text_len` positions, equal to attention over `full_len` with more padding at the end."""
     bias = torch.zeros(1, 1, 1, text_len, device=device, dtype=dtype)
     bias[..., -1] = math.log(full_len - text_len + 1)
-    # Of the fused kernels for GPUs this is the one that takes a bias in every release.
-    kernel = SDPBackend.EFFICIENT_ATTENTION if device.type == "cuda" else SDPBackend.FLASH_ATTENTION
-    return partial(_attend, bias=bias, kernel=kernel)
+    return partial(_attend, bias=bias)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor, kernel: SDPBackend) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor) -> Tensor:
+    # PyTorch chooses the kernel: a graph that chooses one itself is not kept on disk, and every process would compile.
     mask = bias.expand(q.shape[0], q.shape[2], q.shape[1], -1)
-    with sdpa_kernel(kernel):
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return out.transpose(1, 2)
 
 

@@ -85,7 +85,8 @@ def train_vae(
         if deadline.passed(_SAVE_RESERVE) and not pace.finished:
             store.save("vae", {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "pace": pace.state()})
             return None
-    finish(clip, source, settings, machine, journal)
+    # Not the compiled clip: a few batches without gradients are not worth their graphs.
+    finish(WholeClip(vae), source, settings, machine, journal)
     store.save(VAE_DONE, vae.state_dict())
     return vae
 

@@ -27,14 +27,17 @@ _EPS = 1e-12
 
 
 def normed(x: Tensor, gamma: Tensor) -> Tensor:
-    """Frames (F, C, H, W), each pixel's channels at length sqrt(C) times gamma; float32 inside, the dtype of x outside."""
+    """Frames (F, C, H, W) with each pixel's channels at length sqrt(C), times gamma; computed in float32."""
     wide = x.float()
     inverse = torch.rsqrt(wide.square().sum(dim=1, keepdim=True) + _EPS) * math.sqrt(x.shape[1])
     return (wide * inverse * gamma.view(1, -1, 1, 1)).to(x.dtype)
 
 
 def planes(x: Tensor, batch: int, past: int, stride: int) -> Tensor:
-    """Frames (B T) C H W -> (B T / stride) (3 C) H W: every frame with the two before it; `past` zero frames in front."""
+    """Frames (B T) C H W -> (B T') (3 C) H W: every frame, or every other, with its two predecessors.
+
+    `past` frames of zeros stand before the first.
+    """
     clip = F.pad(_clip(x, batch), (0, 0, 0, 0, 0, 0, past, 0))
     last = clip.shape[1] - _TAPS + 1
     return _frames(torch.cat([clip[:, tap : tap + last : stride] for tap in range(_TAPS)], dim=-1))
@@ -47,7 +50,7 @@ def activated_planes(x: Tensor, gamma: Tensor, batch: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class WholeClip:
-    """A VAE over whole clips. `activated_planes` may be a compiled one: it is half of the time, and all of it memory."""
+    """A VAE over whole clips. `activated_planes` may be a compiled one: in small steps it is mostly memory traffic."""
 
     vae: WanVae
     activated_planes: Callable[[Tensor, Tensor, int], Tensor] = activated_planes

@@ -100,11 +100,11 @@ def test_two_samplers_of_one_loader_with_and_without(graph: Prompt, saved: Saved
     graph["other sampler"] = {
         "class_type": "WanVelocitySampler", "inputs": dict(graph[sampler]["inputs"], seed=12)
     }  # fmt: skip
-    add_lora_to = graph["other sampler"]["inputs"]
+    other = graph["other sampler"]["inputs"]
     graph["lora"] = {
         "class_type": "WanVelocityLora",
         "inputs": {
-            "experts": add_lora_to["experts"], "lora": "pairs/kohya_high_noise.safetensors", "partner": "none",
+            "experts": other["experts"], "lora": "pairs/kohya_high_noise.safetensors", "partner": "none",
             "strength_high": 1.0, "strength_low": 1.0,
         },
     }  # fmt: skip

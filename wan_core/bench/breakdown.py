@@ -16,8 +16,9 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from .clock import timed
-from .operations import ORDER, PREFIX, by_kernel, by_place, place_of
+from .operations import ORDER, PREFIX, by_place, place_of, without_places
 from .task import Prepared
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breakdown:
@@ -55,7 +56,7 @@ def break_down(prepared: Prepared, device: str) -> tuple[Breakdown, profile]:
     is_cuda = device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     hooked = nullcontext() if prepared.is_compiled else places(prepared.module)
-    with hooked, profile(activities=activities) as profiler:
+    with hooked, profile(activities=activities, acc_events=True) as profiler:
         whole, _ = timed(prepared.run, device)
     found = list(works(profiler.events(), is_cuda=is_cuda))
     return add_up(found, whole, is_compiled=prepared.is_compiled), profiler
@@ -65,8 +66,8 @@ def add_up(found: Iterable[Work], whole: float, *, is_compiled: bool) -> Breakdo
     """Seconds by operation, in the order of rows."""
     seconds: Counter[str] = Counter()
     for work in found:
-        operation = by_kernel(work.kernel) if is_compiled else by_place(work.around, work.kernel)
-        seconds[operation] += work.seconds
+        operation = without_places if is_compiled else by_place
+        seconds[operation(work.around, work.kernel)] += work.seconds
     return Breakdown(
         seconds={name: seconds[name] for name in ORDER if name in seconds},
         whole=whole,

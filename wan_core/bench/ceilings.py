@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..hardware import Hardware
 from .clock import timed
+from .task import dtype_name
 
 FLOAT8 = "float8_e4m3fn"
 _REPEATS, _WARM_UPS = 10, 3
@@ -39,7 +40,7 @@ def measure_ceilings(hardware: Hardware) -> Ceilings:
     device = hardware.device
     dtypes = (torch.bfloat16, torch.float32) if hardware.is_cuda else (torch.float32,)
     with torch.inference_mode():
-        products = {str(dtype).removeprefix("torch."): _product_rate(device, dtype) for dtype in dtypes}
+        products = {dtype_name(dtype): _product_rate(device, dtype) for dtype in dtypes}
         reason = _no_float8(hardware)
         if reason is None:
             products[FLOAT8] = _float8_rate(device)

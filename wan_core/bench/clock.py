@@ -34,6 +34,13 @@ def allocated(device: str) -> int:
     return torch.cuda.memory_allocated(device) if device.startswith("cuda") else 0
 
 
+def capacity(device: str) -> float:
+    """Bytes that this process can have on the device; no limit on a CPU, where nobody counts."""
+    if not device.startswith("cuda"):
+        return float("inf")
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+
+
 def watch_peak(device: str) -> None:
     """The peak is counted from here."""
     if device.startswith("cuda"):

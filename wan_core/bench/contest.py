@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, OutOfMemoryError
 from .breakdown import break_down
-from .clock import allocated, finished, peak, timed, watch_peak
+from .clock import allocated, capacity, finished, peak, timed, watch_peak
 from .result import PartResult, Row
 from .task import Candidate, Part, Prepared, Task
 from .torch_settings import TorchSettings
@@ -26,12 +26,15 @@ from .traces import keep_trace, memory_history, trace_path
 
 Say = Callable[[str], None]
 Outcome = Literal["done", "no room", "failed"]
+T = TypeVar("T")
 
 # What other people's code may raise: whatever it is, it is their row and not the end of the bench.
 _PEER_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
     ValueError,
 )  # fmt: skip
+# The allocator cannot use all memory: free pieces lie between others.
+_USABLE = 0.97
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,9 @@ class Conduct:
     @property
     def profiles(self) -> bool:
         return self.breakdown or self.trace is not None or self.memory is not None
+
+    def without_profile(self) -> "Conduct":
+        return Conduct(repeats=self.repeats, breakdown=False)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -75,11 +81,11 @@ class Contest:
         self._yardstick: Tensor | None = None
 
     def run(self, candidates: Sequence[Candidate]) -> Iterator[None]:
-        """Measure all of them; comes back whenever there is something new in `result`."""
-        rows = {candidate.name: Row(name=candidate.name) for candidate in candidates}
-        self.result.rows = list(rows.values())
+        """Measure all that take part; comes back whenever there is something new in `result`."""
+        contestants = [(each, Row(name=each.name)) for each in candidates if self._part in each.parts]
+        self.result.rows = [row for _, row in contestants]
         try:
-            yield from self._run([(candidate, rows[candidate.name]) for candidate in candidates])
+            yield from self._run(contestants)
         finally:
             self._settings.apply()
 
@@ -88,6 +94,7 @@ class Contest:
         alone: list[tuple[Candidate, Row]] = []
         for candidate, row in contestants:
             outcome = self._enter(candidate, row, group)
+            yield
             if outcome == "no room" and len(group) > 1:
                 self._take_turns(group)
                 yield
@@ -116,6 +123,7 @@ class Contest:
         prepared = candidate.prepare(self._part, self._task)
         row.facts, row.build_seconds = prepared.facts, finished(device) - start
         row.weight_bytes = allocated(device) - before or None
+        _check_room([entry.row for entry in group], device)
         entry = _Entry(candidate=candidate, row=row, prepared=prepared)
         start = finished(device)
         output = self._watched(entry, prepared.run)
@@ -161,15 +169,17 @@ class Contest:
 
     def _difference(self, row: Row, output: Tensor) -> float | None:
         """Relative Frobenius norm against the first contestant's output, which is `None` of itself."""
-        output = output.detach().float().cpu()
+        output = output.detach().cpu().float()
+        if not bool(output.isfinite().all()):
+            raise RuntimeError("its output has numbers that are not finite")
         if self._yardstick is None:
             self._lead, self._yardstick = row, output
             return None
         if output.shape != self._yardstick.shape:
-            raise RuntimeError(f"gave {tuple(output.shape)} where the first gave {tuple(self._yardstick.shape)}")
+            raise RuntimeError(f"its output is {tuple(output.shape)}, the first one's {tuple(self._yardstick.shape)}")
         return float((output - self._yardstick).norm() / self._yardstick.norm())
 
-    def _watched[T](self, entry: _Entry, action: Callable[[], T]) -> T:
+    def _watched(self, entry: _Entry, action: Callable[[], T]) -> T:
         """Run under the contestant's own switches of PyTorch, and note the peak of its memory."""
         device = self._task.device
         (entry.prepared.settings or self._settings).apply()
@@ -205,6 +215,14 @@ class Contest:
         gc.collect()
         if self._task.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+
+def _check_room(others: Sequence[Row], device: str) -> None:
+    """Raise `OutOfMemoryError` where the others, who are on the device, could not run any more."""
+    needed = max(((row.peak_bytes or 0) - (row.weight_bytes or 0) for row in others), default=0)
+    short = allocated(device) + needed - _USABLE * capacity(device)
+    if short > 0:
+        raise OutOfMemoryError(f"{short / 2**30:.1f} GiB too little for the others to run beside its weights")
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ the rotation before it, and a product from the cast in front of it.
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 # Before the names of our ranges, to tell them from operators.
 PREFIX = "wan: "
@@ -43,7 +44,7 @@ _PLACES = tuple(
 _DEFAULTS = {_SELF: ROPE, _CROSS: NORM, _BLOCK: NORM, _LINEAR: LINEAR}
 _IN_BLOCK = frozenset({_SELF, _CROSS, _BLOCK, _LINEAR, NORM, ACTIVATION})
 
-_IS_ATTENTION = re.compile(r"attention|flash_attn|xformers|sage|^wan_velocity::", re.IGNORECASE)
+_IS_ATTENTION = re.compile(r"attention|flash_attn|xformers|sage|sdpa|sdp_choice", re.IGNORECASE)
 _IS_PRODUCT = re.compile(r"^aten::(linear|addmm|mm|matmul|bmm|baddbmm|_scaled_mm|conv\w*)$")
 _IS_ACTIVATION = re.compile(r"^aten::(gelu|silu)$")
 _IS_CAST = re.compile(r"^aten::(to|_to_copy|copy_|contiguous|clone)$")
@@ -67,15 +68,16 @@ def place_of(module_name: str) -> str | None:
 
 def by_place(around: Sequence[str], kernel: str) -> str:
     """Operation of a kernel, given the names of the ranges and operators around it, from the inside out."""
-    ranges = [name.removeprefix(PREFIX) for name in around if name.startswith(PREFIX)]
-    operators = [name for name in around if not name.startswith(PREFIX)]
-    place = ranges[0] if ranges else None
+    operators = list(takewhile(lambda name: not name.startswith(PREFIX), around))
+    place = _innermost(around)
     if place is None:
-        return _without_place(operators, kernel)
-    if _any(_IS_ATTENTION, operators):
+        return _unplaced(operators, kernel)
+    is_product = _any(_IS_PRODUCT, operators)
+    # Linear layers are places of their own, so a product right inside an attention module is attention spelled out.
+    if _any(_IS_ATTENTION, operators) or (place in (_SELF, _CROSS) and is_product):
         return CROSS_ATTENTION if place == _CROSS else SELF_ATTENTION
     if place in _IN_BLOCK:
-        if _any(_IS_PRODUCT, operators):
+        if is_product:
             return LINEAR
         if _any(_IS_ACTIVATION, operators):
             return ACTIVATION
@@ -84,12 +86,21 @@ def by_place(around: Sequence[str], kernel: str) -> str:
     return _DEFAULTS.get(place, place)
 
 
+def without_places(around: Sequence[str], kernel: str) -> str:
+    """Operation of a kernel where modules open no places: by its name, but for the solver, which is no module."""
+    return SOLVER if _innermost(around) == SOLVER else by_kernel(kernel)
+
+
 def by_kernel(kernel: str) -> str:
     """Operation of a kernel by its own name alone."""
     return next((kind for pattern, kind in _KERNEL_KINDS if pattern.search(kernel)), OTHER)
 
 
-def _without_place(operators: Sequence[str], kernel: str) -> str:
+def _innermost(around: Sequence[str]) -> str | None:
+    return next((name.removeprefix(PREFIX) for name in around if name.startswith(PREFIX)), None)
+
+
+def _unplaced(operators: Sequence[str], kernel: str) -> str:
     """Kernels that a library launched past PyTorch's own launcher carry no operators: attention mostly."""
     is_attention = not operators and by_kernel(kernel) == ANY_ATTENTION
     return ANY_ATTENTION if is_attention else OTHER

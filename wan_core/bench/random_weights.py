@@ -6,19 +6,21 @@ one: nothing is zero, infinite, or cheap to multiply (a GPU draws less power, an
 """
 
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.encoding import Encoding
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.inventory import Shapes
+from ..checkpoint.read import Checkpoint
+from ..checkpoint.stream import Reader
 
 # Drawn so many at a time, so that the float32 numbers in between take little beside the tensor.
 _PIECE = 2**26
+_NOWHERE = Path("random weights")
 
 
 def fill(name: str, target: Tensor) -> None:
@@ -49,35 +51,28 @@ def moments(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 def fill_module(module: nn.Module, to_official: Callable[[str], str | None]) -> None:
-    """Fill every parameter of somebody's module; `to_official` translates its names."""
+    """Make a module ready to be run, with numbers in every parameter; `to_official` translates its names."""
+    module.eval().requires_grad_(requires_grad=False)
     for name, parameter in module.named_parameters():
         official = to_official(name)
         assert official is not None, f"no official name for {name}"
         fill(official, parameter.data)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RandomCheckpoint:
-    """What `build` needs of a `Checkpoint`, without a file."""
+class RandomCheckpoint(Checkpoint):
+    """A checkpoint without a file."""
 
-    tensors: Mapping[str, TensorInfo]
-    namings: tuple[()] = ()
-
-    @property
-    def label(self) -> str:
-        return "the random weights"
+    __slots__ = ()
 
     def reader(self) -> "RandomReader":
         return RandomReader()
 
 
-class RandomReader:
-    """What a load needs of a `Reader`."""
+class RandomReader(Reader):
+    """Draws what it is asked for."""
 
-    def __enter__(self) -> "RandomReader":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __init__(self) -> None:
+        super().__init__({})
 
     def fill(self, info: TensorInfo, target: Tensor) -> None:
         fill(info.stored_as, target)
@@ -89,7 +84,10 @@ def random_checkpoint(shapes: Shapes) -> RandomCheckpoint:
     for name, shape in shapes.items():
         nbytes = 2 * torch.Size(shape).numel()
         tensors[name] = TensorInfo(
-            shape=shape, dtype="bfloat16", nbytes=nbytes, file=Path("random"), stored_as=name, start=start
+            shape=shape, dtype="bfloat16", nbytes=nbytes, file=_NOWHERE, stored_as=name, start=start
         )
         start += nbytes
-    return RandomCheckpoint(tensors=tensors)
+    return RandomCheckpoint(
+        path=_NOWHERE, layout="file", tensors=tensors, metadata={}, config={}, namings=(), stamps={},
+        format="random numbers", encoding=Encoding(),
+    )  # fmt: skip

@@ -5,6 +5,7 @@ The JSON is written after every group of contestants, so that a run that is cut 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from statistics import median
 
 from ..recipes import recipe
@@ -67,10 +68,11 @@ class Result:
     """Everything that one bench found."""
 
     task: Task
-    settings: Mapping[str, object]
-    machine: Mapping[str, object]
+    command: str
+    machine: Mapping[str, Mapping[str, object]]
     ceilings: Ceilings
     parts: dict[Part, PartResult] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def whole_runs(self) -> Iterator[tuple[str, dict[str, float]]]:
         """Seconds of a run of `RUN_STEPS` steps by part, for contestants that were measured in every part."""
@@ -80,11 +82,13 @@ class Result:
         for name, step in measured["step"].items():
             text, vae = measured["text"].get(name), measured["vae"].get(name)
             if step and text and vae:
-                yield name, {"text": text, "steps": RUN_STEPS * step, "vae": vae, "total": text + RUN_STEPS * step + vae}
+                seconds = {"text": text, "steps": RUN_STEPS * step, "vae": vae}
+                yield name, {**seconds, "total": sum(seconds.values())}
 
     def to_dict(self) -> dict[str, object]:
         return {
-            **self.settings,
+            "command": self.command,
+            "date": self.date,
             "machine": dict(self.machine),
             "ceilings": asdict(self.ceilings),
             "task": {

@@ -24,9 +24,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 PROMPT_TOKENS = 128
 NUM_PROMPTS = 2
 
-TINY_TRANSFORMER = TransformerSpec(
-    dim=192, ffn_dim=384, num_heads=2, num_layers=2, in_dim=16, out_dim=16, text_dim=64
-)
+TINY_TRANSFORMER = TransformerSpec(dim=192, ffn_dim=384, num_heads=2, num_layers=2, in_dim=16, out_dim=16, text_dim=64)
 TINY_VAE = VaeSpec(dim=8)
 TINY_TEXT_ENCODER = TextEncoderSpec(dim=64, attention_dim=64, ffn_dim=128, num_heads=4, num_layers=2)
 
@@ -112,11 +110,20 @@ class Prepared:
     settings: TorchSettings | None = None
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """For example "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 class Candidate(Protocol):
-    """Somebody who can be measured. is_peer: the code is not ours, so its failure is a result and no defect."""
+    """Somebody who can be measured.
+
+    is_peer: the code is not ours, so its failure is a result and no defect. parts: those it takes part in.
+    """
 
     name: str
     is_peer: bool
+    parts: tuple[Part, ...]
 
     def prepare(self, part: Part, task: Task) -> Prepared:
         """Build it for one part and load random weights; `InputError` says why it cannot take part."""

@@ -8,25 +8,32 @@ from typing import Any
 
 import torch
 
-_ATTRIBUTES: tuple[tuple[Any, str], ...] = (
-    (torch.backends.cuda.matmul, "allow_tf32"),
-    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction"),
-    (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"),
-    (torch.backends.cuda.matmul, "allow_fp16_accumulation"),
-    (torch.backends.cudnn, "enabled"),
-    (torch.backends.cudnn, "benchmark"),
-    (torch.backends.cudnn, "deterministic"),
-    (torch.backends.cudnn, "allow_tf32"),
+_matmul, _cudnn, _cuda = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.cuda
+# Older versions of PyTorch lack some of them.
+_ATTRIBUTES: tuple[tuple[Any, str], ...] = tuple(
+    (owner, name)
+    for owner, name in (
+        (_matmul, "allow_tf32"),
+        (_matmul, "allow_fp16_reduced_precision_reduction"),
+        (_matmul, "allow_bf16_reduced_precision_reduction"),
+        (_matmul, "allow_fp16_accumulation"),
+        (_cudnn, "enabled"),
+        (_cudnn, "benchmark"),
+        (_cudnn, "deterministic"),
+        (_cudnn, "allow_tf32"),
+    )
+    if hasattr(owner, name)
 )
-_FUNCTIONS = (
-    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
-    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
-    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
-    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
-    (
-        torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed,
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp,
-    ),
+_FUNCTIONS = tuple(
+    (getattr(_cuda, read), getattr(_cuda, write))
+    for read, write in (
+        ("flash_sdp_enabled", "enable_flash_sdp"),
+        ("mem_efficient_sdp_enabled", "enable_mem_efficient_sdp"),
+        ("cudnn_sdp_enabled", "enable_cudnn_sdp"),
+        ("math_sdp_enabled", "enable_math_sdp"),
+        ("fp16_bf16_reduction_math_sdp_allowed", "allow_fp16_bf16_reduction_math_sdp"),
+    )
+    if hasattr(_cuda, read)
 )
 
 

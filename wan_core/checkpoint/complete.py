@@ -6,6 +6,7 @@ from collections.abc import Collection
 from ..errors import CheckpointError
 from .inventory import Shapes
 from .keys import Kind
+from .locate import is_shard
 from .read import Checkpoint
 from .sentences import counted, quoted
 
@@ -63,6 +64,6 @@ def expect_exactly(
 
 
 def _shard_hint(checkpoint: Checkpoint) -> str:
-    if checkpoint.layout == "file" and re.search(r"-[0-9]{5}-of-[0-9]{5}\.", checkpoint.path.name):
+    if checkpoint.layout == "file" and is_shard(checkpoint.path):
         return "; it is one shard of several, give their folder"
     return ""

@@ -20,6 +20,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 Layout = Literal["file", "folder", "sharded"]
 
 _BLOCK = re.compile(r"block_(0|[1-9][0-9]{0,3})\.safetensors")
+_NUMBERED = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.safetensors$")
 _OUTSIDE_BLOCKS = "non_block.safetensors"
 
 
@@ -60,6 +61,16 @@ def is_sharded(folder: Path) -> bool:
 def holds_weights(path: Path) -> bool:
     """Whether a path may be a checkpoint: a file that is called like one, or a folder with such files."""
     return any(map(_is_called_checkpoint, path.iterdir())) if path.is_dir() else _is_called_checkpoint(path)
+
+
+def is_shard(file: Path) -> bool:
+    """Whether a file's name says that it is one of the shards of a checkpoint, whose path is its folder's."""
+    return bool(_NUMBERED.search(file.name) or _number(file)) or file.name == _OUTSIDE_BLOCKS
+
+
+def weight_files(path: Path) -> list[Path]:
+    """A file, or all files in a folder and below it that are called checkpoints, in a fixed order."""
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if _is_called_checkpoint(file))
 
 
 def _in_folder(folder: Path) -> Located:

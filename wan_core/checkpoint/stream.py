@@ -25,7 +25,7 @@ from .sentences import label, quoted
 
 # Decoding takes several float32 numbers for each byte of a piece: small pieces on the host, where they stay in its
 # caches; large ones for a GPU, where each copy and each kernel has its own cost.
-_HOST_PIECE = 2 * 2**20
+_HOST_PIECE = 2**20
 _DEVICE_PIECE = 32 * 2**20
 
 

@@ -67,7 +67,7 @@ def open_text_encoder(path: Path | str, tokenizer: Path | str | None = None) -> 
     elif has_vocabulary(checkpoint):
         vocabulary = None
     else:
-        vocabulary = find_tokenizer(Path(path).parent) or (find_tokenizer(Path(path)) if Path(path).is_dir() else None)
+        vocabulary = next(filter(None, map(find_tokenizer, _folders_near(Path(path)))), None)
         if vocabulary is None:
             raise CheckpointError(
                 f"{checkpoint.label} carries no tokenizer and none is beside it ({', '.join(TOKENIZER_PLACES)}): give "
@@ -115,6 +115,12 @@ def has_vocabulary(checkpoint: Checkpoint) -> bool:
             "of a sentencepiece model"
         )
     return True
+
+
+def _folders_near(path: Path) -> tuple[Path, ...]:
+    """Where a vocabulary may be: beside the encoder, in its folder or, in the layout of diffusers, beside that."""
+    own = (path,) if path.is_dir() else ()
+    return (path.parent, *own, *((path.parent.parent,) if path.parent.name == "text_encoder" else ()))
 
 
 def find_tokenizer(path: Path) -> Path | None:

@@ -1,25 +1,34 @@
 """Name tables and inventories: complete, invertible, and equal to what independent implementations hold."""
 
 import math
-from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from gguf import GGMLQuantizationType as Type
 from transformers import UMT5Config, UMT5EncoderModel
 
+from miniature.write import hugging_face_name
 from tests.parity.diffusers_names import to_diffusers
+from tests.parity.diffusers_vae_names import to_diffusers as vae_to_diffusers
+from tests.unit.checkpoint.gguf_files import text_encoder_name, write_gguf
 from wan_core.checkpoint.inventory import text_encoder_shapes, transformer_shapes, vae_shapes
 from wan_core.checkpoint.keys import (
     TABLES,
+    TEXT_ENCODER_GGUF,
     TEXT_ENCODER_OFFICIAL,
     TEXT_ENCODER_TRANSFORMERS,
+    TRANSFORMER_DIFFUSERS,
     TRANSFORMER_OFFICIAL,
+    VAE_DIFFUSERS,
     VAE_OFFICIAL,
     NameTable,
     official_names,
     recognise,
 )
+from wan_core.checkpoint.read import open_checkpoint
 from wan_core.errors import CheckpointError
 from wan_core.specs import T2V_A14B_TRANSFORMER, UMT5_XXL, WAN21_VAE
 
@@ -28,9 +37,12 @@ ENCODER = text_encoder_shapes(UMT5_XXL)
 VAE = vae_shapes(WAN21_VAE)
 INVENTORIES = [
     (TRANSFORMER_OFFICIAL, EXPERT, 1095),
+    (TRANSFORMER_DIFFUSERS, EXPERT, 1095),
     (TEXT_ENCODER_OFFICIAL, ENCODER, 242),
     (TEXT_ENCODER_TRANSFORMERS, ENCODER, 242),
+    (TEXT_ENCODER_GGUF, ENCODER, 242),
     (VAE_OFFICIAL, VAE, 194),
+    (VAE_DIFFUSERS, VAE, 194),
 ]
 
 
@@ -79,11 +91,39 @@ def test_the_text_encoder_equals_the_one_of_transformers() -> None:
     assert sum(map(math.prod, ENCODER.values())) == UMT5_XXL.num_parameters
 
 
-def test_the_vae_has_the_shapes_of_the_one_of_diffusers() -> None:
-    # Their names and their order of layers are others; the tensors must be the same ones.
+def test_the_vae_equals_the_one_of_diffusers() -> None:
     with torch.device("meta"):
         model = AutoencoderKLWan()
-    assert Counter(VAE.values()) == Counter(shapes_of(model).values())
+    assert {VAE_DIFFUSERS.from_official(name): shape for name, shape in VAE.items()} == shapes_of(model)
+
+
+@pytest.mark.parametrize(
+    ("table", "inventory", "independent"),
+    [
+        (TRANSFORMER_DIFFUSERS, EXPERT, to_diffusers),
+        (VAE_DIFFUSERS, VAE, vae_to_diffusers),
+        (TEXT_ENCODER_TRANSFORMERS, ENCODER, hugging_face_name),
+        (TEXT_ENCODER_GGUF, ENCODER, lambda name: text_encoder_name(hugging_face_name(name))),
+    ],
+)
+def test_a_table_agrees_with_an_independent_one(
+    table: NameTable, inventory: dict, independent: Callable[[str], str]
+) -> None:
+    """Key by key and both ways: names and shapes alone would not tell q from k."""
+    for name in inventory:
+        assert table.from_official(name) == independent(name)
+        assert table.to_official(independent(name)) == name
+
+
+def test_a_gguf_of_the_released_expert_has_official_names(tmp_path: Path) -> None:
+    """1095 names through the package's own writer and back."""
+    path = tmp_path / "expert.gguf"
+    write_gguf(path, {name: torch.zeros(1) for name in EXPERT}, Type.F32)
+    checkpoint = open_checkpoint(path)
+    assert len(EXPERT) == 1095 and checkpoint.tensors.keys() == EXPERT.keys()
+    assert all(info.stored_as == name for name, info in checkpoint.tensors.items())
+    (naming,) = checkpoint.namings
+    assert (naming.table, naming.num_matches) == (TRANSFORMER_OFFICIAL, 1095)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +175,16 @@ def test_names_no_table_knows_stay_and_two_names_of_one_tensor_are_refused() -> 
     mixed = [*("vae." + name for name in VAE), "conv1.weight"]
     with pytest.raises(CheckpointError, match="two tensors"):
         official_names(mixed, recognise(mixed))
+
+
+def test_the_norms_of_diffusers_are_numbered_otherwise() -> None:
+    """The one with weights is their second and our third; no table may take it for a norm that has none."""
+    assert TRANSFORMER_DIFFUSERS.to_official("blocks.7.norm2.weight") == "blocks.7.norm3.weight"
+    assert TRANSFORMER_DIFFUSERS.to_official("blocks.7.norm3.weight") is None
+    assert TRANSFORMER_OFFICIAL.to_official("blocks.7.norm2.weight") is None
+
+
+def test_names_that_two_kinds_share_count_for_one() -> None:
+    # `blocks.0.norm2.weight` is a text encoder's official name and diffusers' of a transformer.
+    (naming,) = recognise(list(ENCODER))
+    assert naming.kind == "text_encoder"

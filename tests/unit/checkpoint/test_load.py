@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.bench_load import host
 from tests.unit.checkpoint.synthetic import (
     TEXT_ENCODER,
     TRANSFORMER,
@@ -230,3 +231,10 @@ def test_memory_stays_near_the_size_of_the_module(tmp_path: Path) -> None:
     )  # fmt: skip
     growth = [float(line) for line in measured.stdout.split()]
     assert len(growth) == 2 and all(0.9 < value < 1.15 for value in growth), growth
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux reports it")
+def test_an_expert_of_two_gigabytes_takes_little_more_than_itself(tmp_path: Path) -> None:
+    measured = host(tmp_path, 2.0, "bfloat16")
+    assert measured["file_gb"] >= 2.0 and measured["weights_gb"] == pytest.approx(measured["file_gb"])
+    assert 0.9 < measured["peak_over_weights"] < 1.15
