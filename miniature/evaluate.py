@@ -26,10 +26,10 @@ from miniature.scenes import DIRECTIONS, MOTIONS, Scene
 from wan_core.build import build_vae
 from wan_core.checkpoint.find import find_model
 from wan_core.checkpoint.vae import open_vae
+from wan_core.component_plan import resolve_decode
 from wan_core.hardware import Hardware
 from wan_core.hooks import Silent
 from wan_core.pipeline import WanPipeline
-from wan_core.plan import resolve_decode
 from wan_core.profiles import preset
 from wan_core.recipes import Recipe, SampleRequest, VideoSize, recipe
 from wan_core.report import Report

@@ -4,8 +4,8 @@ from comfy_api.latest import io
 from einops import rearrange
 from torch import Tensor, empty
 
+from ..wan_core.component_plan import ComponentPlan, resolve_decode
 from ..wan_core.components import Vae, frames_last
-from ..wan_core.plan import ComponentPlan, resolve_decode
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.specs import video_frames
 from . import host, native

@@ -4,8 +4,8 @@ from comfy_api.latest import io
 from einops import rearrange
 from torch import Tensor, zeros
 
+from ..wan_core.component_plan import resolve_decode, resolve_text
 from ..wan_core.errors import InputError
-from ..wan_core.plan import resolve_decode, resolve_text
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import FRAME_STEP, MAX_SIDE, SIZE_STEP, VideoSize
 from ..wan_core.specs import DEFAULT_NEGATIVE_PROMPT, T2V_A14B

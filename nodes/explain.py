@@ -6,7 +6,8 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..wan_core.attention import verdict_store
-from ..wan_core.plan import Workload, resolve, resolve_decode, resolve_text
+from ..wan_core.component_plan import resolve_decode, resolve_text
+from ..wan_core.plan import Workload, resolve
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import SampleRequest
 from . import host, native

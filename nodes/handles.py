@@ -11,9 +11,10 @@ from ..wan_core.checkpoint.experts import ExpertPair
 from ..wan_core.checkpoint.lora_pair import LoraChoice
 from ..wan_core.checkpoint.text_encoder import TextEncoderSource
 from ..wan_core.checkpoint.vae import VaeSource
+from ..wan_core.component_plan import ComponentPlan
 from ..wan_core.components import Experts, TextEncoder, Vae
 from ..wan_core.hardware import Hardware
-from ..wan_core.plan import ComponentPlan, ExecutionPlan
+from ..wan_core.plan import ExecutionPlan
 from .patcher import HostResidency, OnLoad, WeightsPatcher, bring_to_device
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..wan_core.checkpoint.experts import ExpertPair, expert_candidates, open_experts
+from ..wan_core.checkpoint.partner import find_partner
 from ..wan_core.checkpoint.text_encoder import open_text_encoder
 from ..wan_core.checkpoint.vae import open_vae
 from ..wan_core.errors import InputError
@@ -42,8 +43,9 @@ class LoadExperts(io.ComfyNode):
                     "high_noise",
                     options=[*files, *_folders_with_both(files)],
                     default=_first_with("high", files),
-                    tooltip="The high-noise expert: a safetensors file or a folder of shards in diffusion_models. A "
-                    f"folder that holds both experts goes with the low-noise choice {SAME_FOLDER!r}.",
+                    tooltip="The high-noise expert: a safetensors or GGUF file or a folder of shards in "
+                    "diffusion_models. A folder that holds both experts, or a file whose partner is called like it, "
+                    f"goes with the low-noise choice {SAME_FOLDER!r}.",
                 ),
                 io.Combo.Input(
                     "low_noise",
@@ -64,7 +66,11 @@ class LoadExperts(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, high_noise: str | None = None, low_noise: str | None = None) -> str:
-        return host.stamps("diffusion_models", [name for name in (high_noise, low_noise) if name != SAME_FOLDER])
+        stamps = host.stamps("diffusion_models", [name for name in (high_noise, low_noise) if name != SAME_FOLDER])
+        if high_noise is None or low_noise != SAME_FOLDER:
+            return stamps
+        partner = find_partner(host.model_path("diffusion_models", high_noise))
+        return stamps + (repr(partner.stat().st_mtime_ns) if partner else "")
 
     @classmethod
     def execute(cls, high_noise: str, low_noise: str) -> io.NodeOutput:
@@ -89,8 +95,8 @@ class LoadTextEncoder(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=host.model_choices("text_encoders"),
-                    tooltip="A safetensors file in text_encoders: ComfyUI's umt5_xxl, which carries its tokenizer, or "
-                    "another one with the tokenizer in a folder beside it.",
+                    tooltip="A safetensors, GGUF or .pth file in text_encoders: ComfyUI's umt5_xxl and most GGUF "
+                    "files carry their tokenizer, others need it in a folder beside them.",
                 )
             ],
             outputs=[WanTextEncoder.Output(display_name="text_encoder")],
@@ -124,7 +130,8 @@ class LoadVae(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=host.model_choices("vae"),
-                    tooltip="A safetensors file in vae, such as wan_2.1_vae. The Wan 2.2 VAE belongs to the 5B model.",
+                    tooltip="A safetensors or .pth file in vae, such as wan_2.1_vae. The Wan 2.2 VAE belongs to the 5B "
+                    "model.",
                 )
             ],
             outputs=[WanVae.Output(display_name="vae")],

@@ -21,8 +21,8 @@ LAYERS = {
         "attention", "compilation", "linear", "metrics", "offload", "pacing", "parallel", "step_cache", "video",
     },
     "wan": {"models", "sampling", "checkpoint"},
-    "composition": {"adaptation", "build", "choices", "components", "lora_plan", "plan", "predict"},
-    "surface": {"__init__", "__main__", "cli", "pipeline", "sample"},
+    "composition": {"adaptation", "build", "choices", "component_plan", "components", "lora_plan", "plan", "predict"},
+    "surface": {"__init__", "__main__", "bench", "cli", "pipeline", "sample"},
 }  # fmt: skip
 # Mechanisms know tensors, never each other.
 NO_SIDEWAYS = "mechanisms"

@@ -20,6 +20,7 @@ from .checkpoint.read import Checkpoint
 from .checkpoint.text_encoder import TextEncoderSource
 from .checkpoint.vae import VaeSource
 from .compilation import compile_blocks
+from .component_plan import ComponentPlan
 from .components import Experts, TextEncoder, Vae
 from .hardware import Hardware
 from .lora_plan import lora_files
@@ -28,7 +29,7 @@ from .models.tokenizer import Tokenizer
 from .models.transformer import WanTransformer, wants_float32
 from .models.vae21 import WanVae
 from .offload import KeepResident, Load, OnBytes, Residency, SwapModules, Weights
-from .plan import ComponentPlan, ExecutionPlan, ExpertsBinding
+from .plan import ExecutionPlan, ExpertsBinding
 from .report import Decision, Report
 from .specs import Expert
 

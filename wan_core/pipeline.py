@@ -18,11 +18,12 @@ from .checkpoint.find import ModelFiles, find_model
 from .checkpoint.lora_pair import LoraChoice, Partner, choose_lora
 from .checkpoint.text_encoder import open_text_encoder
 from .checkpoint.vae import open_vae
+from .component_plan import ComponentPlan, resolve_decode, resolve_text
 from .components import Experts, TextEncoder, Vae
 from .hardware import Hardware
 from .hooks import RunHooks, Silent
 from .measure import measured_phase
-from .plan import ComponentPlan, ExecutionPlan, Workload, resolve, resolve_decode, resolve_text
+from .plan import ExecutionPlan, Workload, resolve
 from .profiles import OptimizationProfile, preset
 from .recipes import SampleRequest, VideoSize
 from .report import Report

@@ -15,24 +15,21 @@ from .choices import choose_attention, choose_compile, choose_dtype, choose_guid
 from .errors import OutOfMemoryError
 from .hardware import Hardware
 from .lora_plan import LoraIdentity, LoraPlan, lora_disagreements, plan_loras
-from .models.vae_tiling import Tile, decode_bytes, default_tile
 from .predict import (
     DTYPE_BYTES,
     RESERVED_BYTES,
     ForwardShape,
-    decode_seconds,
     expert_bytes,
     forward_bytes,
     forward_seconds,
     text_context_bytes,
-    text_encoder_bytes,
 )
 from .profiles import PRESETS, OptimizationProfile
 from .recipes import SampleRequest, disagreements
-from .report import Decision, Rejection
+from .report import Decision, Rejection, gib
 from .sampling.experts import split
 from .sampling.schedule import Schedule, for_request
-from .specs import Expert, TextEncoderSpec, TransformerSpec, VaeSpec, video_frames
+from .specs import Expert, TransformerSpec, video_frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,23 +143,6 @@ class ExecutionPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComponentPlan:
-    """Where and in which dtype the text encoder or the VAE runs; `tile` is `None` for whole frames."""
-
-    device: str
-    dtype: str
-    peak_bytes: int
-    decisions: tuple[Decision, ...]
-    seconds: float | None = None
-    tile: Tile | None = None
-
-    def to_text(self) -> str:
-        seconds = "" if self.seconds is None else f", about {self.seconds:.3g} s"
-        lines = [*map(str, self.decisions), f"at most {self.peak_bytes / 2**30:.2f} GiB{seconds} (estimate)"]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Forward:
     """The choices that fix the shape of a forward, and what it needs beside the weights."""
 
@@ -269,50 +249,6 @@ def _warnings(workload: Workload) -> tuple[str, ...]:
     return (*notes, *disagreements(recipe), *lora_disagreements(recipe, loras))
 
 
-def resolve_text(profile: OptimizationProfile, hardware: Hardware, spec: TextEncoderSpec) -> ComponentPlan:
-    """Decide how the text encoder runs: on the device where its weights fit, else on the host."""
-    dtype, dtype_decision = choose_dtype("text encoder precision", profile.precision.weights, hardware)
-    needed = text_encoder_bytes(spec, dtype) + RESERVED_BYTES
-    if hardware.is_cuda and needed > hardware.free_memory:
-        reason = f"{_gib(needed)} do not fit in the {_gib(hardware.free_memory)} free on {hardware.device}"
-        place = Decision(topic="text encoder", asked="auto", chosen="cpu", reason=reason)
-        return ComponentPlan(
-            device="cpu", dtype="float32", peak_bytes=text_encoder_bytes(spec, "float32"), decisions=(place,)
-        )
-    place = Decision(topic="text encoder", asked="auto", chosen=hardware.device)
-    return ComponentPlan(device=hardware.device, dtype=dtype, peak_bytes=needed, decisions=(place, dtype_decision))
-
-
-def resolve_decode(
-    profile: OptimizationProfile, hardware: Hardware, spec: VaeSpec, latent_size: tuple[int, int, int]
-) -> ComponentPlan:
-    """Decide how the VAE runs on a latent (T, H, W): whole frames where they fit, else in tiles."""
-    dtype, dtype_decision = choose_dtype("VAE precision", profile.vae.precision, hardware)
-    whole = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], None) + RESERVED_BYTES
-    tile, peak, reason = None, whole, ""
-    if profile.vae.tiling == "on" or (profile.vae.tiling == "auto" and whole > hardware.free_memory):
-        tile = default_tile(spec, latent_size, DTYPE_BYTES[dtype], hardware.free_memory - RESERVED_BYTES) or Tile()
-        peak = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], tile) + RESERVED_BYTES
-        reason = f"whole frames need {_gib(whole)}, {_gib(hardware.free_memory)} are free"
-    # Tiles differ from whole frames by at most 1e-3 of the norm, where their overlaps are blended.
-    tiling = Decision(
-        topic="VAE decode",
-        asked="auto",
-        chosen="whole frames" if tile is None else f"tiles {tile}",
-        reason=reason,
-        quality="exact" if tile is None else "near",
-    )
-    rate = hardware.rate(dtype)
-    return ComponentPlan(
-        device=hardware.device,
-        dtype=dtype,
-        peak_bytes=peak,
-        tile=tile,
-        decisions=(dtype_decision, tiling),
-        seconds=None if rate is None else decode_seconds(spec, latent_size, rate),
-    )
-
-
 def _place(
     profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload, forward: _Forward
 ) -> tuple[str, int, Decision]:
@@ -324,13 +260,13 @@ def _place(
         total = weight_bytes + forward.activation_bytes
         short = total - hardware.free_memory
         if short <= 0:
-            reason = f"{_gib(total)} of the {_gib(hardware.free_memory)} free"
+            reason = f"{gib(total)} of the {gib(hardware.free_memory)} free"
             decision = Decision(topic="placement", asked=asked, chosen=policy, reason=reason, rejected=tuple(rejected))
             return policy, weight_bytes, decision
-        rejected.append(Rejection(name=policy, reason=f"{_gib(short)} short"))
+        rejected.append(Rejection(name=policy, reason=f"{gib(short)} short"))
     raise OutOfMemoryError(
-        f"this run needs {_gib(total)} on {hardware.device} with placement {policy!r}, {_gib(short)} more than the "
-        f"{_gib(hardware.free_memory)} that are free; {_what_would_fit(profile, hardware, spec, workload)}"
+        f"this run needs {gib(total)} on {hardware.device} with placement {policy!r}, {gib(short)} more than the "
+        f"{gib(hardware.free_memory)} that are free; {_what_would_fit(profile, hardware, spec, workload)}"
     )
 
 
@@ -376,7 +312,3 @@ def _step_seconds(
 
 def _hash(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"

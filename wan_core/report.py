@@ -115,3 +115,8 @@ class Report:
         lines += [f"{name}: {value:.2f} s" for name, value in self.seconds.items()]
         lines += [f"peak memory, {name}: {value / 2**30:.2f} GiB" for name, value in self.peak_bytes.items()]
         return "\n".join(lines)
+
+
+def gib(num_bytes: int) -> str:
+    """Bytes as people read memory: "53.7 GiB"."""
+    return f"{num_bytes / 2**30:.1f} GiB"

@@ -5,16 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from gguf import GGMLQuantizationType
 
 from miniature.architecture import TRANSFORMER
-from miniature.weights import draw_table, transformer_table
+from miniature.weights import draw_table, random_parts, transformer_table
 from miniature.write import write_miniature, write_safetensors
-from wan_core.specs import TransformerSpec
+from tests.unit.checkpoint.gguf_files import write_gguf
+from tests.unit.checkpoint.scaled_files import lightx2v
+from wan_core.specs import Expert, TransformerSpec
 
 WIDE_TEXT = {"high_noise": "wide_text_high_noise.safetensors", "low_noise": "wide_text_low_noise.safetensors"}
 I2V = "i2v_high_noise.safetensors"
 TRUNCATED = "truncated_high_noise.safetensors"
 OFFICIAL = "official_mini"
+# The miniature once more, in other formats.
+GGUF = {"high_noise": "wan_mini_high_noise.gguf", "low_noise": "wan_mini_low_noise.gguf"}
+BY_BLOCK = "by_block_high_noise"
+ENCODER_PTH, VAE_PTH = "models_t5_mini.pth", "Wan2.1_VAE_mini.pth"
 
 
 def write_models(folder: Path) -> None:
@@ -26,8 +33,21 @@ def write_models(folder: Path) -> None:
     for name in WIDE_TEXT.values():
         _write_expert(experts / name, replace(TRANSFORMER, num_layers=2, text_dim=4096))
     _write_expert(experts / I2V, replace(TRANSFORMER, num_layers=1, in_dim=36))
+    _write_other_formats(folder / "tests")
     whole = (experts / I2V).read_bytes()
     (experts / TRUNCATED).write_bytes(whole[: len(whole) // 2])
+
+
+def _write_other_formats(folder: Path) -> None:
+    parts = random_parts(0, torch.float32)
+    for expert, tensors in parts.experts.items():
+        path = folder / "diffusion_models" / GGUF[f"{expert.value}_noise"]
+        write_gguf(path, tensors, GGMLQuantizationType.F32)
+    lightx2v(folder / "diffusion_models" / BY_BLOCK, parts.experts[Expert.HIGH], torch.int8, with_index=True)
+    for name, tensors in ((f"text_encoders/{ENCODER_PTH}", parts.text_encoder), (f"vae/{VAE_PTH}", parts.vae)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(tensors), folder / name)
+    (folder / "text_encoders" / "spiece.model").write_bytes(parts.vocabulary)
 
 
 def _write_expert(path: Path, spec: TransformerSpec) -> None:

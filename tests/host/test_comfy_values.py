@@ -23,6 +23,8 @@ import sys
 files = sys.argv[1:]
 sys.argv = [sys.argv[0], "--cpu"]
 import torch
+import comfy.options
+comfy.options.enable_args_parsing()
 import comfy.ops, comfy.utils
 from safetensors.torch import save_file
 ops = comfy.ops.mixed_precision_ops({}, torch.float32)

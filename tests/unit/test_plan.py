@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from wan_core.attention.verdicts import Calibration, Timing, Verdict
+from wan_core.component_plan import resolve_decode, resolve_text
 from wan_core.errors import InputError, OutOfMemoryError, UnsupportedError
 from wan_core.hardware import Hardware
-from wan_core.plan import ExecutionPlan, Workload, resolve, resolve_decode, resolve_text
+from wan_core.plan import ExecutionPlan, Workload, resolve
 from wan_core.profiles import OptimizationProfile, preset
 from wan_core.recipes import SampleRequest, VideoSize, recipe
 from wan_core.specs import T2V_A14B_TRANSFORMER, UMT5_XXL, WAN21_VAE, Expert

@@ -5,6 +5,7 @@ is shown as idle, and what belongs to no operation as other. On a CPU it is the 
 profiler itself makes longer. A compiled contestant has no modules left to go by, so its kernels are told apart by name.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 
 from torch import nn
 from torch.autograd import DeviceType
-from torch.autograd.profiler_util import FunctionEvent
+from torch.autograd.profiler_util import FunctionEvent, Kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from .clock import timed
 from .operations import ORDER, PREFIX, by_place, place_of, without_places
 from .task import Prepared
+
+_IS_DRIVER_CALL = re.compile(r"cu(da)?[A-Z]\w+$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,15 +122,25 @@ def works(events: Iterable[FunctionEvent], *, is_cuda: bool) -> Iterator[Work]:
             if event.self_cpu_time_total > 0:
                 yield Work(event.self_cpu_time_total / 1e6, event.name, _around(event))
         return
-    linked: Counter[str] = Counter()
-    for event in events:
-        for kernel in event.kernels:
-            # A range has an event on the device too, of its own name: it is no kernel.
-            if kernel.name != event.name:
-                linked[kernel.name] += kernel.duration
-                yield Work(kernel.duration / 1e6, kernel.name, _around(event))
-    for name, microseconds in (_on_device(events) - linked).items():
+    on_device = _on_device(events)
+    linked = [(kernel, event) for event in events for kernel in _kernels(event)]
+    known: Counter[str] = Counter()
+    for kernel, _ in linked:
+        known[kernel.name] += kernel.duration
+    for kernel, event in linked:
+        # Where two events share an id the profiler links a kernel to both; its time is on the device once.
+        share = min(on_device.get(kernel.name, known[kernel.name]) / known[kernel.name], 1.0)
+        yield Work(share * kernel.duration / 1e6, kernel.name, _around(event))
+    for name, microseconds in (on_device - known).items():
         yield Work(microseconds / 1e6, name, ())
+
+
+def _kernels(event: FunctionEvent) -> list[Kernel]:
+    """Kernels that an operator launched, not those that hang on the driver's calls beneath it."""
+    if _IS_DRIVER_CALL.match(event.name):
+        return []
+    # A range has an event on the device too, of its own name: it is no kernel.
+    return [kernel for kernel in event.kernels if kernel.name != event.name and kernel.duration > 0]
 
 
 def _on_device(events: Iterable[FunctionEvent]) -> Counter[str]:

@@ -212,8 +212,8 @@ class Contest:
     def _free(self) -> None:
         """Give back what nobody holds any more."""
         self._settings.apply()
-        gc.collect()
         if self._task.device.startswith("cuda"):
+            gc.collect()
             torch.cuda.empty_cache()
 
 

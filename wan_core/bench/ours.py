@@ -16,13 +16,14 @@ from ..build import build_experts, build_text_encoder, build_vae, measure_kernel
 from ..checkpoint.experts import ExpertPair
 from ..checkpoint.inventory import text_encoder_shapes, transformer_shapes, vae_shapes
 from ..checkpoint.vae import VaeSource
+from ..component_plan import ComponentPlan, resolve_decode, resolve_text
 from ..components import TextEncoder
 from ..hardware import Hardware
 from ..hooks import Silent
 from ..models.transformer import WanTransformer
 from ..offload import SwapModules
 from ..pacing import Pacer
-from ..plan import ComponentPlan, ExecutionPlan, Workload, resolve, resolve_decode, resolve_text
+from ..plan import ExecutionPlan, Workload, resolve
 from ..precision import tf32
 from ..profiles import OffloadSpec, OptimizationProfile
 from ..report import Decision, Report

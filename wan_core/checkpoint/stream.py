@@ -27,6 +27,8 @@ from .sentences import label, quoted
 # caches; large ones for a GPU, where each copy and each kernel has its own cost.
 _HOST_PIECE = 2**20
 _DEVICE_PIECE = 32 * 2**20
+# Two or more numbers share a byte: torch has no such tensors, or counts them otherwise.
+_PACKED = ("float4_e2m1fn_x2", "float6_e2m3", "float6_e3m2")
 
 
 class Reader:
@@ -156,6 +158,8 @@ class _Buffers:
 
 def empty(info: TensorInfo, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
     """An uninitialised tensor for `Reader.fill`; without a dtype, one that holds the tensor as it is stored."""
+    if dtype is None and info.dtype in _PACKED:
+        raise CheckpointError(f"tensor {quoted(info.stored_as)} of {label(info.file)} is packed {info.dtype}")
     return torch.empty(info.shape, device=device, dtype=dtype or value_dtype(info))
 
 

@@ -22,6 +22,7 @@ LIBRARIES = {
     "Pillow": "no pictures",
     "sentencepiece": "no prompts",
     "ftfy": "prompts keep broken characters",
+    "gguf": "no rare GGUF blocks (Q2_K, Q3_K, IQ)",
     "kornia": "no SSIM",
     **dict.fromkeys(OPTIONAL_LIBRARIES, ""),
 }

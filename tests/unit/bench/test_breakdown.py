@@ -30,8 +30,8 @@ def test_the_parts_of_a_real_step_add_up_to_the_whole(prepared):
     assert 0 <= breakdown.idle < 0.2 * breakdown.whole
     assert breakdown.grouped_by == "place"
     assert list(breakdown.seconds) == [
-        operations.SELF_ATTENTION, operations.CROSS_ATTENTION, operations.LINEAR, operations.NORM, operations.ROPE,
-        operations.ACTIVATION, operations.OUTSIDE, operations.GUIDANCE, operations.SOLVER,
+        operations.SELF_ATTENTION, operations.CROSS_ATTENTION, operations.LINEAR, operations.CASTS, operations.NORM,
+        operations.ROPE, operations.ACTIVATION, operations.OUTSIDE, operations.GUIDANCE, operations.SOLVER,
     ]  # fmt: skip
 
 
@@ -109,6 +109,15 @@ def test_kernels_on_a_gpu_are_counted_once_with_what_is_around_them():
         Work(100e-6, "nvjet", ("aten::addmm", "aten::linear", PREFIX + "self")),
         Work(pytest.approx(70e-6), "flash_fwd_sm90", ()),
     ]
+
+
+def test_a_kernel_that_is_linked_twice_is_counted_once():
+    product = Event("aten::addmm", kernels=[kernel("nvjet", 300.0)])
+    launch = Event("cudaLaunchKernelExC", cpu_parent=product, kernels=[kernel("nvjet", 300.0)])
+    other = Event("aten::mul", kernels=[kernel("nvjet", 300.0)])
+    found = list(works([product, launch, other, on_gpu("nvjet", 300.0)], is_cuda=True))
+    assert [work.around for work in found] == [("aten::addmm",), ("aten::mul",)]
+    assert sum(work.seconds for work in found) == pytest.approx(300e-6)
 
 
 def test_what_no_kernel_fills_is_idle():

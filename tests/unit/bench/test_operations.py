@@ -1,4 +1,4 @@
-"""Which operation a kernel belongs to, for the module names of four implementations and the kernel names of one H200."""
+"""Which operation a kernel belongs to: by the module names of several implementations, by kernel names of an H200."""
 
 import pytest
 import torch
@@ -90,7 +90,10 @@ def test_a_kernel_that_no_operator_launched_goes_by_its_name():
         ("triton_tem_fused_addmm_3", operations.LINEAR),
         ("triton_red_fused__to_copy_add_mul_native_layer_norm_0", operations.FUSED),
         ("cpp_fused_gelu_2", operations.FUSED),
-        ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>", operations.ELEMENTWISE),
+        (
+            "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>",
+            operations.ELEMENTWISE,
+        ),
         ("Memcpy DtoD (Device -> Device)", operations.ELEMENTWISE),
         ("something new", operations.OTHER),
     ],

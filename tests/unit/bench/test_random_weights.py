@@ -78,9 +78,7 @@ def test_a_checkpoint_without_a_file_is_loaded_like_one():
         module = nn.ModuleDict({"q": nn.Linear(16, 8)})
     checkpoint = random_checkpoint({"q.weight": (8, 16), "q.bias": (8,)})
     seen = []
-    load_module(
-        module, checkpoint, lambda name: torch.bfloat16, "cpu", lambda done, total: seen.append((done, total))
-    )
+    load_module(module, checkpoint, lambda name: torch.bfloat16, "cpu", lambda done, total: seen.append((done, total)))
     assert torch.equal(module["q"].weight.float(), drawn("q.weight", 8, 16))
     assert seen == [(256, 272), (272, 272)]
 
@@ -89,6 +87,4 @@ def test_a_checkpoint_of_another_shape_is_refused_as_a_file_would_be():
     with torch.device("meta"):
         module = nn.ModuleDict({"q": nn.Linear(16, 8)})
     with pytest.raises(CheckpointError, match=r"'random weights' holds 1 tensor of another shape"):
-        load_module(
-            module, random_checkpoint({"q.weight": (8, 9), "q.bias": (8,)}), lambda name: torch.float32, "cpu"
-        )
+        load_module(module, random_checkpoint({"q.weight": (8, 9), "q.bias": (8,)}), lambda name: torch.float32, "cpu")

@@ -27,9 +27,15 @@ from tests.unit.checkpoint.models import (
     velocity,
 )
 from tests.unit.checkpoint.synthetic import prefixed, write_shards
+from wan_core.build import build_experts
 from wan_core.checkpoint.experts import open_experts
 from wan_core.checkpoint.read import open_checkpoint
+from wan_core.checkpoint.stream import empty
 from wan_core.checkpoint.transformer import transformer_spec
+from wan_core.hardware import Hardware
+from wan_core.plan import Workload, resolve
+from wan_core.profiles import preset
+from wan_core.recipes import SampleRequest, recipe
 
 Weights = dict[str, Tensor]
 Writer = Callable[[Path, Weights], tuple[Path, Weights]]
@@ -167,6 +173,29 @@ def test_a_format_loads(tmp_path: Path, weights: Weights, expected: Tensor, name
     assert tolerance == UNQUANTISED or error > tolerance / 50
 
 
+IN_PIECES = [
+    ("cpu", name) for name in ("plain e4m3", "comfy fp8_scaled e4m3", "comfy_quant int8 by row", "gguf Q4_K_M")
+]
+IN_PIECES += [pytest.param("cuda:0", name, marks=pytest.mark.gpu) for name in FORMATS]
+
+
+@pytest.mark.parametrize(("device", "name"), IN_PIECES)
+def test_a_format_in_pieces(
+    tmp_path: Path, weights: Weights, device: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded where it goes, from pieces much smaller than a tensor; on a GPU they alternate between two buffers."""
+    monkeypatch.setattr("wan_core.checkpoint.stream._HOST_PIECE", 10_000)
+    monkeypatch.setattr("wan_core.checkpoint.stream._DEVICE_PIECE", 10_000)
+    path, stands_for = FORMATS[name][0](tmp_path, weights)
+    checkpoint = open_checkpoint(path)
+    loaded = {each: empty(checkpoint.tensors[each], device, torch.float32) for each in weights}
+    with checkpoint.reader() as reader:
+        for parameter, target in loaded.items():
+            reader.fill(checkpoint.tensors[parameter], target)
+    for parameter, tensor in loaded.items():
+        assert torch.allclose(tensor.cpu(), stands_for[parameter], rtol=1e-6, atol=0), parameter
+
+
 def test_what_a_file_stores_is_told(tmp_path: Path, weights: Weights) -> None:
     told = {
         "comfy fp8_scaled e4m3": "float8_e4m3fn weights with a scale for each tensor in 20 of 69 tensors",
@@ -188,3 +217,16 @@ def test_two_formats_in_a_pair(tmp_path: Path, weights: Weights) -> None:
     write_gguf(tmp_path / "wan_low_noise.gguf", low, Type.Q8_0)
     pair = open_experts(tmp_path)
     assert (pair.high.format, pair.low.format, pair.spec) == ("safetensors", "GGUF", TRANSFORMER)
+
+
+def test_the_report_says_what_is_stored_and_what_is_computed_with(
+    tmp_path: Path, weights: Weights, machine: Callable[..., Hardware]
+) -> None:
+    scaled.comfy_scaled(tmp_path / "wan_high_noise.safetensors", weights)
+    scaled.save(tmp_path / "wan_low_noise.safetensors", draw_transformer(1))
+    pair, hardware = open_experts(tmp_path), machine("cpu")
+    workload = Workload(request=SampleRequest(recipe=recipe("lightning-4")), latent_size=(2, 4, 4))
+    plan = resolve(preset("auto"), hardware, pair.spec, workload)
+    (told,) = [each for each in build_experts(plan.binding, pair, hardware).decisions if "weights of" in each.topic]
+    assert str(told).startswith("weights of the high-noise expert: float32 (decoded while loading; ")
+    assert "stores float8_e4m3fn weights with a scale for each tensor in 20 of 69 tensors" in told.reason

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from tests.unit.checkpoint.synthetic import (
+    entry,
     expert_tensors,
     hugging_face,
     prefixed,
+    raw_file,
     text_encoder_tensors,
     vae_tensors,
     write,
@@ -171,3 +173,11 @@ def test_a_broken_shard_is_named(tmp_path: Path) -> None:
     shard = folder / "diffusion_pytorch_model-00002-of-00003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     assert "'expert/diffusion_pytorch_model-00002-of-00003.safetensors' is truncated" in refusal(folder)
+
+
+def test_numbers_that_share_a_byte_are_not_read_by_themselves(tmp_path: Path) -> None:
+    for dtype, nbytes in (("F4", 4), ("F6_E2M3", 6)):
+        path = tmp_path / f"{dtype}.safetensors"
+        path.write_bytes(raw_file({"a": entry((8,), (0, nbytes), dtype)}, b"\0" * nbytes))
+        with pytest.raises(CheckpointError, match="is packed float"):
+            open_checkpoint(path).load("a")

@@ -22,22 +22,17 @@ def commit_of(root: Path) -> str:
     git = root / ".git"
     try:
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
-        reference = head.removeprefix("ref: ")
-        if reference != head:
-            head = _resolved(git, reference)
+        commit = _commit_of_branch(git, head.removeprefix("ref: ")) if head.startswith("ref: ") else head
     except OSError:
-        return "unknown commit"
-    return head[:12]
+        commit = ""
+    return commit[:12] or "unknown commit"
 
 
-def _resolved(git: Path, reference: str) -> str:
-    if (git / reference).is_file():
-        return (git / reference).read_text(encoding="utf-8").strip()
-    for line in (git / "packed-refs").read_text(encoding="utf-8").splitlines():
-        commit, _, name = line.partition(" ")
-        if name == reference:
-            return commit
-    return "unknown commit"
+def _commit_of_branch(git: Path, branch: str) -> str:
+    if (git / branch).is_file():
+        return (git / branch).read_text(encoding="utf-8").strip()
+    lines = (line.partition(" ") for line in (git / "packed-refs").read_text(encoding="utf-8").splitlines())
+    return next((commit for commit, _, name in lines if name == branch), "")
 
 
 def import_file(path: Path, name: str) -> ModuleType:

@@ -58,7 +58,7 @@ class ComfyUiCandidate:
 
     def _step(self, task: Task, code: "_Code") -> Prepared:
         spec, dtype = task.transformer, _dtype(task)
-        model = code.model.WanModel(
+        model = code.module("comfy.ldm.wan.model").WanModel(
             model_type="t2v", patch_size=spec.patch, text_len=spec.text_len, in_dim=spec.in_dim, dim=spec.dim,
             ffn_dim=spec.ffn_dim, freq_dim=spec.freq_dim, text_dim=spec.text_dim, out_dim=spec.out_dim,
             num_heads=spec.num_heads, num_layers=spec.num_layers, eps=spec.eps, device=task.device, dtype=dtype,
@@ -88,7 +88,7 @@ class ComfyUiCandidate:
 
     def _vae(self, task: Task, code: "_Code") -> Prepared:
         spec, dtype = task.vae, _dtype(task)
-        vae = code.vae.WanVAE(
+        vae = code.module("comfy.ldm.wan.vae").WanVAE(
             dim=spec.dim, z_dim=spec.latent_channels, dim_mult=list(spec.dim_multipliers),
             num_res_blocks=spec.num_res_blocks, attn_scales=[], temperal_downsample=list(spec.temporal_downsample),
             dropout=0.0,
@@ -112,9 +112,9 @@ class ComfyUiCandidate:
             "model_type": "umt5", "num_heads": spec.num_heads, "num_layers": spec.num_layers,
             "vocab_size": spec.vocab_size,
         }  # fmt: skip
-        encoder = code.clip.SDClipModel(
+        encoder = code.module("comfy.sd1_clip").SDClipModel(
             device=task.device, textmodel_json_config=config, dtype=dtype, special_tokens={"end": 1, "pad": 0},
-            model_class=code.t5.T5, enable_attention_masks=True, zero_out_masked=True,
+            model_class=code.module("comfy.text_encoders.t5").T5, enable_attention_masks=True, zero_out_masked=True,
         )  # fmt: skip
         fill_module(encoder.transformer, TEXT_ENCODER_TRANSFORMERS.to_official)
         padded = [list(ids) + [0] * (_TEXT_LENGTH - len(ids)) for ids in prompt_ids()]
@@ -134,16 +134,16 @@ class ComfyUiCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Code:
-    """Its modules, what it calls itself, and the switches of PyTorch that importing it set."""
+    """Modules of its own, what it calls itself, and the switches of PyTorch that importing it set."""
 
-    model: ModuleType
-    vae: ModuleType
     ops: ModuleType
     attention: ModuleType
-    clip: ModuleType
-    t5: ModuleType
     version: str
     settings: TorchSettings
+
+    def module(self, name: str) -> ModuleType:
+        """What a part needs is imported for that part alone: its text encoder needs packages of its own."""
+        return import_module(name)
 
     @property
     def order(self) -> list[SDPBackend]:
@@ -182,15 +182,11 @@ def _import_checkout(root: Path, *, is_cpu: bool) -> _Code:
     sys.path.insert(0, str(root))
     if is_cpu:
         import_module("comfy.cli_args").args.cpu = True
-    modules = {
-        "model": "comfy.ldm.wan.model", "vae": "comfy.ldm.wan.vae", "ops": "comfy.ops", "clip": "comfy.sd1_clip",
-        "attention": "comfy.ldm.modules.attention", "t5": "comfy.text_encoders.t5",
-    }  # fmt: skip
-    code = {name: import_module(module) for name, module in modules.items()}
+    ops, attention = import_module("comfy.ops"), import_module("comfy.ldm.modules.attention")
     version = import_module("comfyui_version").__version__
     settings = TorchSettings.current()
     before.apply()
-    return _Code(**code, version=f"ComfyUI {version}, {commit_of(root)}", settings=settings)
+    return _Code(ops=ops, attention=attention, version=f"ComfyUI {version}, {commit_of(root)}", settings=settings)
 
 
 def _dtype(task: Task) -> torch.dtype:
