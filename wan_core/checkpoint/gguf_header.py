@@ -31,7 +31,7 @@ _ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 _DEFAULT_ALIGNMENT = 32
 _MAX_RANK = 8
 # Fields, tensors and what is in lists, together. The vocabulary of a UMT5 encoder is a quarter of a million.
-_MAX_ITEMS = 3_000_000
+_MAX_ITEMS = 1_500_000
 _MAX_TEXT_BYTES = 2**24
 
 # Type number -> ggml's name, and torch's name and bytes for what is stored number by number.

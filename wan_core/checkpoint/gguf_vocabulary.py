@@ -38,9 +38,7 @@ def rebuild_vocabulary(path: Path) -> bytes:
     fields = _fields(path, _NAMES)
     tokens, scores, types, table = (fields.get(name) for name in _LISTS)
     if not _are_pieces(tokens, scores, types) or not _are_bytes(table):
-        raise CheckpointError(
-            f"the tokenizer in {label(path)} is damaged: its lists do not fit; give another one"
-        )
+        raise CheckpointError(f"the tokenizer in {label(path)} is damaged: its lists do not fit; give another one")
     pieces = b"".join(_field(1, _piece(*each)) for each in zip(tokens, scores, types, strict=True))
     has_bytes = types.count(_BYTE_TYPE) == _BYTE_PIECES
     trainer = (

@@ -5,6 +5,7 @@ a packed file stands for is always the package's own word (`gguf.dequantize`).
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -65,8 +66,12 @@ def write_gguf(
 
 def text_encoder_name(name: str) -> str:
     """llama.cpp's name of what transformers calls `name`, by the package's own table."""
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, 99)
-    return table.get_name(name, try_suffixes=(".weight",))
+    return _text_encoder_names().get_name(name, try_suffixes=(".weight",))
+
+
+@cache
+def _text_encoder_names() -> gguf.TensorNameMap:
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, 99)
 
 
 def _halves(values: np.ndarray) -> np.ndarray:

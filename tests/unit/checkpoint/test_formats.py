@@ -32,6 +32,7 @@ from wan_core.checkpoint.experts import open_experts
 from wan_core.checkpoint.read import open_checkpoint
 from wan_core.checkpoint.stream import empty
 from wan_core.checkpoint.transformer import transformer_spec
+from wan_core.errors import CheckpointError
 from wan_core.hardware import Hardware
 from wan_core.plan import Workload, resolve
 from wan_core.profiles import preset
@@ -217,6 +218,13 @@ def test_two_formats_in_a_pair(tmp_path: Path, weights: Weights) -> None:
     write_gguf(tmp_path / "wan_low_noise.gguf", low, Type.Q8_0)
     pair = open_experts(tmp_path)
     assert (pair.high.format, pair.low.format, pair.spec) == ("safetensors", "GGUF", TRANSFORMER)
+
+
+def test_the_same_weights_in_two_formats_are_no_pair(tmp_path: Path, weights: Weights) -> None:
+    scaled.comfy_scaled(tmp_path / "wan_high_noise.safetensors", weights)
+    write_gguf(tmp_path / "wan_low_noise.gguf", weights, Type.Q8_0)
+    with pytest.raises(CheckpointError, match="hold the same weights"):
+        open_experts(tmp_path)
 
 
 def test_the_report_says_what_is_stored_and_what_is_computed_with(

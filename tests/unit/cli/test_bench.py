@@ -93,6 +93,25 @@ def test_the_reference_computes_the_same(tmp_path):
     assert {"self attention", "cross attention", "linear", "norm and modulation", "RoPE"} <= operations.keys()
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_kernels_are_divided_and_memory_is_counted(tmp_path):
+    out, memory = tmp_path / "bench.json", tmp_path / "memory.json"
+    arguments = ("--what", "step,vae,text", "--out", str(out), "--memory", str(memory))
+    against = ("--against", "auto:guidance.execution=sequential", "--against", "diffusers")
+    assert main(["bench", "--tiny", "--steps", "2", "--profile", "auto", *against, *arguments]) == 0
+    for name, row in contestants(out, "step").items():
+        seconds = row["breakdown"]["seconds"]
+        assert row["problem"] is None, name
+        assert sum(seconds.values()) == pytest.approx(row["breakdown"]["whole"])
+        busy = sum(value for operation, value in seconds.items() if operation != "idle")
+        assert 0 < busy < row["breakdown"]["whole"]
+        assert seconds.get("other", 0.0) < 0.05 * busy
+        assert {"self attention", "cross attention", "linear", "norm and modulation", "RoPE"} <= seconds.keys()
+        assert 0 < row["weight_bytes"] < row["peak_bytes"]
+        assert (row["difference"] or 0.0) < 0.2
+    assert json.loads(memory.read_text(encoding="utf-8"))["segments"]
+
+
 def test_who_does_not_fit_is_a_row_and_the_others_are_measured(fake, capsys):
     assert bench("--profile", "cpu", "--against", "fake", "--no-breakdown") == 0
     out = capsys.readouterr().out

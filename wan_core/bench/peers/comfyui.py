@@ -1,7 +1,8 @@
 """ComfyUI's native Wan model as it ships: both passes of guidance as one batch, weights in bfloat16.
 
-Its modules are imported from the checkout, without its server and its nodes; the checkout's folder goes to the front of
-the module path for that and stays there, since its modules import more when they run. There can be one in a process.
+Its modules are imported from the checkout, without its server and its nodes, and each for the part that it is in (its
+text encoder needs packages that the transformer does without). The checkout's folder goes to the front of the module
+path for that and stays there, since modules import more when they run. There can be one checkout in a process.
 
 Options, which are what a user can do by hand: `cudnn` puts cuDNN before PyTorch's flash kernel in its order of
 attention kernels; `compile` compiles the whole model, as its TorchCompileModel node does.
@@ -57,8 +58,9 @@ class ComfyUiCandidate:
             return {"step": self._step, "vae": self._vae, "text": self._text}[part](task, code)
 
     def _step(self, task: Task, code: "_Code") -> Prepared:
-        spec, dtype = task.transformer, _dtype(task)
-        model = code.module("comfy.ldm.wan.model").WanModel(
+        spec, dtype, mode = task.transformer, _dtype(task), "whole model compiled" if self._compiles else "eager"
+        attention = code.describe_attention(cudnn_first=self._cudnn_first)
+        model = import_module("comfy.ldm.wan.model").WanModel(
             model_type="t2v", patch_size=spec.patch, text_len=spec.text_len, in_dim=spec.in_dim, dim=spec.dim,
             ffn_dim=spec.ffn_dim, freq_dim=spec.freq_dim, text_dim=spec.text_dim, out_dim=spec.out_dim,
             num_heads=spec.num_heads, num_layers=spec.num_layers, eps=spec.eps, device=task.device, dtype=dtype,
@@ -75,20 +77,18 @@ class ComfyUiCandidate:
                 cond, uncond = velocity(latent, timestep, contexts).float().chunk(2)
                 return uncond + task.guidance * (cond - uncond)
 
-        name, mode = dtype_name(dtype), "whole model compiled" if self._compiles else "eager"
+        name = dtype_name(dtype)
         return Prepared(
             run=run,
             module=model,
-            facts=code.facts(
-                f"{name}, {code.describe_attention(cudnn_first=self._cudnn_first)}, guidance in one batch, {mode}", name
-            ),
+            facts=code.facts(f"{name}, {attention}, guidance in one batch, {mode}", name),
             is_compiled=self._compiles,
             settings=code.settings,
         )
 
     def _vae(self, task: Task, code: "_Code") -> Prepared:
         spec, dtype = task.vae, _dtype(task)
-        vae = code.module("comfy.ldm.wan.vae").WanVAE(
+        vae = import_module("comfy.ldm.wan.vae").WanVAE(
             dim=spec.dim, z_dim=spec.latent_channels, dim_mult=list(spec.dim_multipliers),
             num_res_blocks=spec.num_res_blocks, attn_scales=[], temperal_downsample=list(spec.temporal_downsample),
             dropout=0.0,
@@ -112,9 +112,9 @@ class ComfyUiCandidate:
             "model_type": "umt5", "num_heads": spec.num_heads, "num_layers": spec.num_layers,
             "vocab_size": spec.vocab_size,
         }  # fmt: skip
-        encoder = code.module("comfy.sd1_clip").SDClipModel(
+        encoder = import_module("comfy.sd1_clip").SDClipModel(
             device=task.device, textmodel_json_config=config, dtype=dtype, special_tokens={"end": 1, "pad": 0},
-            model_class=code.module("comfy.text_encoders.t5").T5, enable_attention_masks=True, zero_out_masked=True,
+            model_class=import_module("comfy.text_encoders.t5").T5, enable_attention_masks=True, zero_out_masked=True,
         )  # fmt: skip
         fill_module(encoder.transformer, TEXT_ENCODER_TRANSFORMERS.to_official)
         padded = [list(ids) + [0] * (_TEXT_LENGTH - len(ids)) for ids in prompt_ids()]
@@ -134,16 +134,12 @@ class ComfyUiCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Code:
-    """Modules of its own, what it calls itself, and the switches of PyTorch that importing it set."""
+    """What every part needs of it: modules, what it calls itself, and the switches of PyTorch that importing it set."""
 
     ops: ModuleType
     attention: ModuleType
     version: str
     settings: TorchSettings
-
-    def module(self, name: str) -> ModuleType:
-        """What a part needs is imported for that part alone: its text encoder needs packages of its own."""
-        return import_module(name)
 
     @property
     def order(self) -> list[SDPBackend]:
