@@ -178,9 +178,7 @@ def test_agrees_with_the_reference_loop(folder: Path, reference_profile: Run) ->
 
 def test_the_split_matters(folder: Path, reference_profile: Run) -> None:
     # What the comparison above would look like with a switch one step early: the test can fail.
-    late = SampleRequest(
-        recipe=recipe("official").with_changes(num_steps=STEPS, shift=SHIFT, boundary=0.7), seed=SEED
-    )
+    late = SampleRequest(recipe=recipe("official").with_changes(num_steps=STEPS, shift=SHIFT, boundary=0.7), seed=SEED)
     plan = reference_profile.pipeline.plan(late, SIZE)
     other = reference_profile.pipeline.sample(plan, reference_profile.conditioning()).latent
     assert relative_error(other, reference_profile.latent()) > 100 * TOLERANCE
