@@ -5,6 +5,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from tests.parity.diffusers_models import make_transformer
 from tests.parity.diffusers_names import to_diffusers
 from wan_core.attention.backends import BACKENDS
 from wan_core.models.transformer import WanTransformer
@@ -23,23 +24,6 @@ def make_spec(num_heads: int, in_dim: int) -> TransformerSpec:
 def make_ours(spec: TransformerSpec) -> WanTransformer:
     attend = next(backend for backend in BACKENDS if backend.name == "sdpa").load()
     return WanTransformer(spec, attend=attend, cross_attend=attend).eval().requires_grad_(False)
-
-
-def make_theirs(spec: TransformerSpec) -> WanTransformer3DModel:
-    model = WanTransformer3DModel(
-        patch_size=spec.patch,
-        num_attention_heads=spec.num_heads,
-        attention_head_dim=spec.head_dim,
-        in_channels=spec.in_dim,
-        out_channels=spec.out_dim,
-        text_dim=spec.text_dim,
-        freq_dim=spec.freq_dim,
-        ffn_dim=spec.ffn_dim,
-        num_layers=spec.num_layers,
-        cross_attn_norm=True,
-        eps=spec.eps,
-    )
-    return model.eval().requires_grad_(False)
 
 
 def draw_weights(names: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -63,7 +47,7 @@ def draw_weights(names: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 def pair(request: pytest.FixtureRequest) -> tuple[WanTransformer, WanTransformer3DModel]:
     """Ours and theirs with the same random weights."""
     spec = make_spec(*request.param)
-    ours, theirs = make_ours(spec), make_theirs(spec)
+    ours, theirs = make_ours(spec), make_transformer(spec)
     weights = draw_weights(ours.state_dict(), seed=spec.dim + spec.in_dim)
     ours.load_state_dict(weights)
     theirs.load_state_dict({to_diffusers(name): tensor for name, tensor in weights.items()})

@@ -17,6 +17,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from miniature.architecture import TEXT_ENCODER, TRANSFORMER, VAE
 from miniature.write import PREFIX, write_miniature
+from tests.parity.diffusers_models import make_transformer
 from tests.parity.diffusers_names import to_diffusers
 from tests.parity.diffusers_vae_names import to_diffusers as to_diffusers_vae
 from wan_core.checkpoint.find import find_model
@@ -81,20 +82,9 @@ def auto_profile(folder: Path) -> Run:
 
 
 def their_transformer(path: Path) -> WanTransformer3DModel:
-    spec = TRANSFORMER
-    model = WanTransformer3DModel(
-        patch_size=spec.patch,
-        num_attention_heads=spec.num_heads,
-        attention_head_dim=spec.head_dim,
-        in_channels=spec.in_dim,
-        out_channels=spec.out_dim,
-        text_dim=spec.text_dim,
-        freq_dim=spec.freq_dim,
-        ffn_dim=spec.ffn_dim,
-        num_layers=spec.num_layers,
-    )
+    model = make_transformer(TRANSFORMER)
     model.load_state_dict({to_diffusers(name): tensor for name, tensor in load_file(path).items()})
-    return model.eval()
+    return model
 
 
 def their_embeddings(folder: Path) -> tuple[Tensor, Tensor]:
