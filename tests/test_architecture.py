@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # Unit (file or folder of wan_core) by layer, the most basic first. A new unit needs a place here.
 LAYERS = {
-    "facts": {"errors", "files", "hooks", "profiles", "recipes", "report", "specs"},
+    "facts": {"errors", "files", "hooks", "placement", "profiles", "recipes", "report", "specs"},
     "machine": {"hardware", "kernels", "measure", "precision"},
     "mechanisms": {
         "attention", "compilation", "linear", "metrics", "offload", "pacing", "parallel", "step_cache", "video",
