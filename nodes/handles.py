@@ -46,7 +46,7 @@ class _BuiltExperts(_Handle):
                 plan.binding,
                 pair,
                 hardware,
-                make_residency=lambda weights: HostResidency(weights, plan.binding.offload),
+                make_residency=lambda weights: HostResidency(weights, plan.binding.placement.policy),
                 previous=self._built,
             )
             self._patchers = tuple(self._built.residency.patchers.values())

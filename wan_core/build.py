@@ -102,7 +102,7 @@ def build_experts(
         transformers=transformers,
         loras=loras,
         weights=weights,
-        residency=(make_residency or _RESIDENCIES[binding.offload])(weights),
+        residency=(make_residency or _RESIDENCIES[binding.placement.policy])(weights),
         decisions=(
             attention_decision,
             cross_decision,

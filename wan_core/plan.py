@@ -15,6 +15,7 @@ from .choices import choose_attention, choose_compile, choose_dtype, choose_guid
 from .errors import OutOfMemoryError
 from .hardware import Hardware
 from .lora_plan import LoraIdentity, LoraPlan, lora_disagreements, plan_loras
+from .placement import Placement
 from .predict import (
     DTYPE_BYTES,
     RESERVED_BYTES,
@@ -57,7 +58,7 @@ class ExpertsBinding:
     attention: KernelChoice
     cross_attention: KernelChoice
     compile_mode: str
-    offload: str
+    placement: Placement
     on_unsupported: str
     lora: Application
     lora_files: tuple[LoraIdentity, ...]
@@ -74,7 +75,7 @@ class ExpertsBinding:
     def key_without_loras(self) -> str:
         """Builds that agree in this one hold the same weights, but for what LoRAs change of them."""
         return _hash(self.device, self.dtype, self.residual, self.attention.names[0], self.cross_attention.names[0],
-                     self.compile_mode, self.offload)  # fmt: skip
+                     self.compile_mode, self.placement)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +207,7 @@ def resolve(
     )
     compile_mode, compile_decision = choose_compile(profile.compile.mode, hardware, profile)
     tf32, tf32_decision = choose_tf32(profile.precision.tf32, hardware)
-    offload, weight_bytes, offload_decision = _place(profile, hardware, spec, workload, forward)
+    placement, weight_bytes, placement_decision = _place(profile, hardware, spec, workload, forward)
     return ExecutionPlan(
         workload=workload,
         schedule=schedule,
@@ -218,7 +219,7 @@ def resolve(
             attention=attention,
             cross_attention=cross,
             compile_mode=compile_mode,
-            offload=offload,
+            placement=placement,
             on_unsupported=profile.on_unsupported,
             lora=forward.lora.application,
             lora_files=forward.lora.files,
@@ -236,7 +237,7 @@ def resolve(
             forward.guidance_decision,
             compile_decision,
             tf32_decision,
-            offload_decision,
+            placement_decision,
             *forward.lora.decisions,
         ),
         warnings=_warnings(workload),
@@ -251,8 +252,8 @@ def _warnings(workload: Workload) -> tuple[str, ...]:
 
 def _place(
     profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload, forward: _Forward
-) -> tuple[str, int, Decision]:
-    """Placement of the experts: (policy, bytes of weights on the device, decision)."""
+) -> tuple[Placement, int, Decision]:
+    """Placement of the experts, bytes of weights on the device, decision."""
     asked = profile.offload.policy
     needed = _weight_bytes(spec, forward, hardware, asked)
     rejected = []
@@ -262,7 +263,7 @@ def _place(
         if short <= 0:
             reason = f"{gib(total)} of the {gib(hardware.free_memory)} free"
             decision = Decision(topic="placement", asked=asked, chosen=policy, reason=reason, rejected=tuple(rejected))
-            return policy, weight_bytes, decision
+            return Placement(policy=policy), weight_bytes, decision
         rejected.append(Rejection(name=policy, reason=f"{gib(short)} short"))
     raise OutOfMemoryError(
         f"this run needs {gib(total)} on {hardware.device} with placement {policy!r}, {gib(short)} more than the "

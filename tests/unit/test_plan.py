@@ -63,7 +63,7 @@ def test_h200_keeps_both_experts_and_prefers_cudnn():
     plan = planned("auto", H200)
     assert (plan.binding.dtype, plan.binding.residual) == ("bfloat16", "float32")
     assert plan.binding.attention.names[0] == "cudnn"
-    assert plan.binding.offload == "resident"
+    assert plan.binding.placement.policy == "resident"
     assert plan.guidance == "sequential"
     assert plan.split.count(Expert.HIGH) == 26 and plan.split.count(Expert.LOW) == 14
     assert "26 high + 14 low" in plan.to_text()
@@ -92,7 +92,7 @@ def test_guidance_one_halves_the_step():
 
 def test_smaller_card_swaps_experts_and_says_why():
     plan = planned("auto", A100_40GB, SMALL)
-    assert plan.binding.offload == "experts"
+    assert plan.binding.placement.policy == "experts"
     assert plan.binding.attention.names[0] == "flash"
     placement = decision(plan, "placement")
     assert placement.rejected[0].name == "resident" and "short" in placement.rejected[0].reason
