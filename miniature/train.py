@@ -106,12 +106,8 @@ def _take_up(folder: Path, store: Store, journal: Journal) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    settings = replace(SMOKE if options.smoke else FULL.within(options.minutes), seed=options.seed)
-    if options.vae_steps:
-        settings = replace(settings, vae=replace(settings.vae, num_steps=options.vae_steps))
-    if options.expert_steps:
-        settings = replace(settings, experts=replace(settings.experts, num_steps=options.expert_steps))
-    return settings
+    settings = SMOKE if options.smoke else FULL.within(options.minutes)
+    return replace(settings, seed=options.seed).with_changes(options.set)
 
 
 def _parse() -> argparse.Namespace:
@@ -121,8 +117,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=FULL_MINUTES, help="time on one H200 (default: %(default)g)")
     parser.add_argument("--limit-seconds", type=float, help="save and end this process before so many seconds")
     parser.add_argument("--stage", choices=STAGES, default="experts", help="last stage to run (default: experts)")
-    parser.add_argument("--vae-steps", type=int, help="train the VAE for so many steps instead of a share of the time")
-    parser.add_argument("--expert-steps", type=int, help="likewise for the experts")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER",
+                        help="another setting, for example vae.num_steps=4000")  # fmt: skip
     parser.add_argument("--take-up", type=Path, metavar="DIR", help="go on from weights and log written by another run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eager", action="store_true", help="compile nothing")

@@ -68,7 +68,10 @@ def new_trainee(settings: Settings, tokenizer: Tokenizer, machine: Machine) -> T
         transformers = {}
         for expert in Expert:
             short = replace(full, text_len=options.text_len)
-            transformers[expert] = WanTransformer(short, attend=attend, cross_attend=cross, linear=linear)
+            # The step is memory traffic for the most part, so the stream between the blocks is narrow as well.
+            transformers[expert] = WanTransformer(
+                short, attend=attend, cross_attend=cross, linear=linear, residual=machine.compute_dtype
+            )
             init_transformer(transformers[expert])
     for module in (encoder, *transformers.values()):
         module.to(machine.device)
