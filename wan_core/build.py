@@ -120,7 +120,8 @@ def build_text_encoder(plan: ComponentPlan, source: TextEncoderSource) -> TextEn
     dtype = getattr(torch, plan.dtype)
     weights = _weights(encoder, _loader(source.checkpoint, lambda name: dtype), plan.device, lambda name: dtype, dtype)
     decisions = (*plan.decisions, *_decoded("text encoder", source.checkpoint, plan.dtype))
-    return TextEncoder(weights, Tokenizer.from_bytes(source.vocabulary()), decisions)
+    tokenizer = Tokenizer.from_bytes(source.vocabulary(), str(source.tokenizer or source.checkpoint.label))
+    return TextEncoder(weights, tokenizer, decisions)
 
 
 def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:

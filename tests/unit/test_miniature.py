@@ -16,6 +16,7 @@ from miniature.architecture import TEXT_ENCODER, TRANSFORMER, VAE
 from miniature.weights import transformer_table, vae_table
 from miniature.write import hugging_face_name, write_miniature, write_safetensors
 from wan_core.attention.backends.sdpa import BACKENDS
+from wan_core.checkpoint.text_encoder import open_text_encoder
 from wan_core.errors import InputError
 from wan_core.models.t5 import Umt5Encoder, encode_prompts
 from wan_core.models.tokenizer import Tokenizer
@@ -69,7 +70,8 @@ def context(folder: Path) -> Tensor:
     with torch.device("meta"):
         encoder = Umt5Encoder(TEXT_ENCODER)
     filled(encoder, load_file(folder / "official" / "models_t5_umt5-xxl-enc-bf16.safetensors"))
-    return encode_prompts(encoder, Tokenizer.from_file(folder / "official"), PROMPTS)
+    source = open_text_encoder(folder / "official" / "models_t5_umt5-xxl-enc-bf16.safetensors")
+    return encode_prompts(encoder, Tokenizer.from_bytes(source.vocabulary()), PROMPTS)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ class TerminalProgress:
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
         self._bars: dict[str, tqdm] = {}
+        self._loading: dict[str, float] = {}  # start of each load
         self._seconds: list[float] = []
         self._start = perf_counter()
 
@@ -40,8 +41,11 @@ class TerminalProgress:
     def on_load(self, what: str, done: int, total: int) -> None:
         if self._is_terminal:
             self._advance(f"load {what}", done, total, "B")
-        elif done >= total:
-            self._say(f"  {what}: {total / 2**20:,.1f} MiB in place")
+            return
+        start = self._loading.setdefault(what, perf_counter())
+        if done >= total:
+            rate = total / 1e6 / max(perf_counter() - self._loading.pop(what, start), 1e-3)
+            self._say(f"  {what}: {total / 2**20:,.1f} MiB in place, {rate:,.0f} MB/s")
 
     def on_step(self, event: StepEvent) -> None:
         self._seconds.append(event.seconds)

@@ -1,7 +1,6 @@
 """Prompt -> token ids of UMT5, by sentencepiece.
 
-The vocabulary is a sentencepiece model: `spiece.model` of a tokenizer folder, or the bytes of the `spiece_model` tensor
-in ComfyUI's text encoder files. Ids follow T5: padding 0, end of sequence 1, which closes every prompt.
+The vocabulary is a sentencepiece model as bytes; `checkpoint.text_encoder` knows where files keep it. Ids follow T5: padding 0, end of sequence 1, which closes every prompt.
 
 Prompts are cleaned as the reference does it: ftfy, HTML entities twice, whitespace runs to one space. ftfy is optional,
 since it changes nothing in text that was never mis-decoded; `Tokenizer.cleaning` says whether it took part.
@@ -12,7 +11,6 @@ import html
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, InputError
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
 PAD_ID = 0
 EOS_ID = 1
 MAX_TOKENS = 512
-
-# Where a tokenizer folder, an official checkpoint folder and a diffusers folder keep the model.
-_PLACES = ("spiece.model", "google/umt5-xxl/spiece.model", "tokenizer/spiece.model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,20 +39,9 @@ class Tokenizer:
         self._fix, self.cleaning = _text_fixer()
 
     @classmethod
-    def from_file(cls, path: str | Path) -> "Tokenizer":
-        """From a `spiece.model`, or a folder that holds one in one of the usual places."""
-        path = Path(path)
-        candidates = [path / place for place in _PLACES] if path.is_dir() else [path]
-        found = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if found is None:
-            looked = " or ".join(_PLACES) if path.is_dir() else "a spiece.model file"
-            raise CheckpointError(f"no tokenizer at {path}, expected {looked}")
-        return cls(_load(found.read_bytes(), str(found)))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Tokenizer":
-        """From the content of a `spiece.model`."""
-        return cls(_load(data, "the spiece_model inside the text encoder file"))
+    def from_bytes(cls, data: bytes, origin: str = "the vocabulary") -> "Tokenizer":
+        """From the content of a `spiece.model`; `origin` says in an error where it came from."""
+        return cls(_load(data, origin))
 
     @property
     def vocab_size(self) -> int:
