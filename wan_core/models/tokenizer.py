@@ -1,6 +1,7 @@
 """Prompt -> token ids of UMT5, by sentencepiece.
 
-The vocabulary is a sentencepiece model as bytes; `checkpoint.text_encoder` knows where files keep it. Ids follow T5: padding 0, end of sequence 1, which closes every prompt.
+The vocabulary is a sentencepiece model as bytes; `checkpoint.text_encoder` knows where files keep it. Ids follow T5:
+padding 0, end of sequence 1, which closes every prompt.
 
 Prompts are cleaned as the reference does it: ftfy, HTML entities twice, whitespace runs to one space. ftfy is optional,
 since it changes nothing in text that was never mis-decoded; `Tokenizer.cleaning` says whether it took part.
