@@ -18,8 +18,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention.interface import Attend
+from ..kernels.block import BlockKernels
 from ..specs import TransformerSpec
-from .rope import Rope, apply_rope
+from .rope import Rope
 
 LinearFactory = Callable[[int, int], nn.Module]
 
@@ -97,7 +98,7 @@ class KeyValue(NamedTuple):
 class _Attention(nn.Module):
     """The projections and norms that self and cross attention share."""
 
-    def __init__(self, spec: TransformerSpec, attend: Attend, linear: LinearFactory) -> None:
+    def __init__(self, spec: TransformerSpec, attend: Attend, linear: LinearFactory, kernels: BlockKernels) -> None:
         super().__init__()
         self.q = linear(spec.dim, spec.dim)
         self.k = linear(spec.dim, spec.dim)
@@ -107,6 +108,11 @@ class _Attention(nn.Module):
         self.norm_k = RmsNorm(spec.dim, spec.eps)
         self.num_heads = spec.num_heads
         self.attend = attend
+        self.kernels = kernels
+
+    def norm_heads(self, x: Tensor, norm: RmsNorm, rope: Rope | None, dtype: torch.dtype) -> Tensor:
+        """q or k (B, L, D) -> (B, L, N, D), normed and rotated in one stretch of float32, rounded once at its end."""
+        return self.kernels.rms_norm(x, norm.weight, self.num_heads, rope, norm.eps, dtype)
 
     def split_heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "B L (N D) -> B L N D", N=self.num_heads)
@@ -117,9 +123,8 @@ class SelfAttention(_Attention):
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
         v = self.split_heads(self.v(x))
-        # Norm and rotation are one stretch of float32; q and k are rounded once, to the dtype the products run in.
-        q = apply_rope(self.split_heads(self.norm_q(self.q(x))), rope).to(v.dtype)
-        k = apply_rope(self.split_heads(self.norm_k(self.k(x))), rope).to(v.dtype)
+        q = self.norm_heads(self.q(x), self.norm_q, rope, v.dtype)
+        k = self.norm_heads(self.k(x), self.norm_k, rope, v.dtype)
         return self.o(rearrange(self.attend(q, k, v), "B L N D -> B L (N D)"))
 
 
@@ -129,9 +134,8 @@ class CrossAttention(_Attention):
     def project_text(self, context: Tensor) -> KeyValue:
         """Keys and values of the embedded text (B, L, D)."""
         values = self.split_heads(self.v(context))
-        keys = self.split_heads(self.norm_k(self.k(context))).to(values.dtype)
-        return KeyValue(keys, values)
+        return KeyValue(self.norm_heads(self.k(context), self.norm_k, None, values.dtype), values)
 
     def forward(self, x: Tensor, text: KeyValue) -> Tensor:
-        q = self.split_heads(self.norm_q(self.q(x))).to(text.keys.dtype)
+        q = self.norm_heads(self.q(x), self.norm_q, None, text.keys.dtype)
         return self.o(rearrange(self.attend(q, text.keys, text.values), "B L N D -> B L (N D)"))

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from torch import Tensor
+
+from ..kernels.block import rotate
 
 THETA = 10000.0
 
@@ -43,9 +45,7 @@ def make_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) -
 
 def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     """Turn the pairs of x (B, L, N, D) float32 by the angles of each token."""
-    even, odd = rearrange(x, "B L N (D pair) -> pair B L N D", pair=2)
-    turned = torch.stack((even * rope.cos - odd * rope.sin, even * rope.sin + odd * rope.cos), dim=-1)
-    return rearrange(turned, "B L N D pair -> B L N (D pair)")
+    return rotate(x, *rope)
 
 
 class RopeCache:

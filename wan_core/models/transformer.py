@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..attention.interface import Attend
 from ..errors import InputError
+from ..kernels.block import TORCH, BlockKernels
 from ..specs import TransformerSpec
 from .layers import (
     CrossAttention,
@@ -78,25 +79,40 @@ class TextContext:
 class WanBlock(nn.Module):
     """Self attention, cross attention and feed-forward around the residual stream."""
 
-    def __init__(self, spec: TransformerSpec, attend: Attend, cross_attend: Attend, linear: LinearFactory) -> None:
+    def __init__(
+        self,
+        spec: TransformerSpec,
+        attend: Attend,
+        cross_attend: Attend,
+        linear: LinearFactory,
+        kernels: BlockKernels = TORCH,
+    ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(spec.dim, spec.eps, elementwise_affine=False)
-        self.self_attn = SelfAttention(spec, attend, linear)
+        self.self_attn = SelfAttention(spec, attend, linear, kernels)
         self.norm3 = LayerNorm(spec.dim, spec.eps)
-        self.cross_attn = CrossAttention(spec, cross_attend, linear)
+        self.cross_attn = CrossAttention(spec, cross_attend, linear, kernels)
         self.norm2 = LayerNorm(spec.dim, spec.eps, elementwise_affine=False)
         self.ffn = nn.Sequential(
             linear(spec.dim, spec.ffn_dim), nn.GELU(approximate="tanh"), linear(spec.ffn_dim, spec.dim)
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, spec.dim) * spec.dim**-0.5)
+        self.kernels = kernels
+        self.eps = spec.eps
 
     def forward(self, x: Tensor, time: Tensor, rope: Rope, text: KeyValue) -> Tensor:
         """x: residual stream (B, L, D), kept in its dtype. time: (B, 1 or L, 6, D) float32."""
+        kernels, eps, dtype = self.kernels, self.eps, text.keys.dtype
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + time).unbind(dim=2)
-        # The gates are float32, so each sum is computed in float32 and rounded once where the stream is narrower.
-        x = (x + gate * self.self_attn(modulate(self.norm1(x), shift, scale), rope)).to(x.dtype)
-        x = (x + self.cross_attn(self.norm3(x), text)).to(x.dtype)
-        return (x + ffn_gate * self.ffn(modulate(self.norm2(x), ffn_shift, ffn_scale))).to(x.dtype)
+        # What a product is fed is rounded where it is made, and every sum is joined with the norm that reads it.
+        h = kernels.norm(x, 1 + scale, shift, eps, dtype)
+        h = self.self_attn(h, rope)
+        x, h = kernels.add_norm(x, h, gate, self.norm3.weight.float(), self.norm3.bias.float(), eps, dtype)
+        h = self.cross_attn(h, text)
+        x, h = kernels.add_norm(x, h, None, 1 + ffn_scale, ffn_shift, eps, dtype)
+        # The GELU in between is the kernels': it may run inside the first product.
+        expand, _, contract = self.ffn
+        return kernels.add(x, contract(kernels.expand(expand, h)), ffn_gate)
 
 
 class Head(nn.Module):
@@ -122,6 +138,7 @@ class WanTransformer(nn.Module):
     linear: makes the ten linear layers of each block (400 in A14B, 98.4% of its parameters); it gets (in, out). The
     six outside the blocks are always plain.
     residual: dtype of the residual stream between the blocks; `None` takes the dtype of the matrix products.
+    kernels: what computes the blocks' work between the products.
     """
 
     def __init__(
@@ -132,6 +149,7 @@ class WanTransformer(nn.Module):
         cross_attend: Attend,
         linear: LinearFactory = Linear,
         residual: torch.dtype | None = torch.float32,
+        kernels: BlockKernels = TORCH,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -142,7 +160,9 @@ class WanTransformer(nn.Module):
         )
         self.time_embedding = nn.Sequential(Linear(spec.freq_dim, spec.dim), nn.SiLU(), Linear(spec.dim, spec.dim))
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(spec.dim, 6 * spec.dim))
-        self.blocks = nn.ModuleList(WanBlock(spec, attend, cross_attend, linear) for _ in range(spec.num_layers))
+        self.blocks = nn.ModuleList(
+            WanBlock(spec, attend, cross_attend, linear, kernels) for _ in range(spec.num_layers)
+        )
         self.head = Head(spec)
         self.rope = RopeCache(spec.head_dim)
 

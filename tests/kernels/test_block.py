@@ -1,0 +1,120 @@
+"""The block's fused kernels against their definition in float32, on a GPU, or anywhere in Triton's interpreter.
+
+Without a card: `TRITON_INTERPRET=1 pytest tests/kernels/test_block.py`, where Triton is installed.
+"""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wan_core.kernels import block
+
+pytest.importorskip("triton")
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not IS_INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("needs an NVIDIA card, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from wan_core.kernels.triton_block import TRITON, TRITON_GELU  # noqa: E402
+from wan_core.kernels.triton_merge import merge  # noqa: E402
+
+DEVICE = "cpu" if IS_INTERPRETED else "cuda"
+EPS = 1e-6
+BATCH, TOKENS, HEADS = 2, 7, 6
+DIMS = [192, 768] if IS_INTERPRETED else [192, 1536, 5120]
+each_dim = pytest.mark.parametrize("dim", DIMS)
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE)
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+def assert_as_exact(got: Tensor, expected: Tensor) -> None:
+    """One rounding, no more: 2^-9 is the largest relative error of bfloat16, 2^-24 that of float32."""
+    assert error(got, expected) < (2.0**-8 if got.dtype == torch.bfloat16 else 1e-6)
+
+
+@pytest.fixture(params=["per sample", "per token", "one for all"])
+def vectors(request):
+    """Makes three vectors of modulation: slices of one tensor, as the block has them."""
+
+    def make(dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        if request.param == "one for all":
+            return tuple(draw(3, dim))
+        return draw(BATCH, 1 if request.param == "per sample" else TOKENS, 3, dim).unbind(dim=2)
+
+    return make
+
+
+@each_dim
+@each_dtype
+def test_norm(dim, dtype, vectors):
+    x, (scale, shift, _) = 3 + draw(BATCH, TOKENS, dim), vectors(dim)
+    expected = block.norm(x, scale, shift, EPS, torch.float32)
+    assert_as_exact(TRITON.norm(x, scale, shift, EPS, dtype), expected)
+
+
+@each_dim
+@each_dtype
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_sum_and_its_norm(dim, dtype, is_gated, vectors):
+    x, branch, (scale, shift, gate) = draw(BATCH, TOKENS, dim), draw(BATCH, TOKENS, dim).to(dtype), vectors(dim)
+    arguments = (x, branch, gate if is_gated else None, scale, shift, EPS)
+    total, normed = TRITON.add_norm(*arguments, dtype)
+    for got, expected in zip((total, normed), block.add_norm(*arguments, torch.float32), strict=True):
+        assert_as_exact(got, expected)
+    assert torch.equal(TRITON.add(*arguments[:3]), total)
+
+
+def test_the_norm_is_that_of_the_stream_as_it_is_kept():
+    x, branch = draw(1, 3, 192).bfloat16(), draw(1, 3, 192).bfloat16()
+    ones, zeros = torch.ones(192, device=DEVICE), torch.zeros(192, device=DEVICE)
+    kept, normed = TRITON.add_norm(x, branch, None, ones, zeros, EPS, torch.float32)
+    torch.testing.assert_close(normed, TRITON.norm(kept, ones, zeros, EPS, torch.float32), rtol=0, atol=0)
+
+
+@each_dim
+@each_dtype
+@pytest.mark.parametrize("is_rotated", [True, False])
+@pytest.mark.parametrize("is_sliced", [True, False])
+def test_rms_norm_and_rotation(dim, dtype, is_rotated, is_sliced):
+    wide = draw(BATCH, TOKENS, 3 * dim).to(dtype)
+    x = wide[..., dim : 2 * dim] if is_sliced else wide[..., :dim].contiguous()
+    tables = tuple(draw(2, TOKENS, 1, dim // HEADS // 2)) if is_rotated and dim % HEADS == 0 else None
+    heads = HEADS if dim % HEADS == 0 else 40
+    weight = draw(dim)
+    expected = block.rms_norm(x, weight, heads, tables, EPS, torch.float32)
+    assert_as_exact(TRITON.rms_norm(x, weight, heads, tables, EPS, dtype), expected)
+
+
+@each_dtype
+def test_two_parts_of_the_keys_make_the_whole(dtype):
+    q, k, v = draw(3, 1, 64, 4, 32)
+    whole, _ = attention(q, k, v)
+    (first, first_lse), (second, second_lse) = attention(q, k[:, :40], v[:, :40]), attention(q, k[:, 40:], v[:, 40:])
+    got = merge(first.to(dtype), first_lse, second.to(dtype), second_lse)
+    assert got.dtype == dtype
+    assert_as_exact(got, whole)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention (B, L, N, D) with the logarithm (B, N, L) of the sum of its exponentials."""
+    scores = torch.einsum("BLND,BMND->BNLM", q, k) * q.shape[-1] ** -0.5
+    return torch.einsum("BNLM,BMND->BLND", scores.softmax(-1), v), scores.logsumexp(-1).contiguous()
+
+
+@pytest.mark.gpu
+def test_gelu_in_the_epilogue_is_the_tanh_form():
+    with torch.device(DEVICE):
+        linear = nn.Linear(1024, 2048).bfloat16()
+        x = 2 * torch.randn(1, 512, 1024).bfloat16()
+    expected = torch.nn.functional.gelu(linear.double()(x.double()), approximate="tanh")
+    linear.bfloat16()
+    apart, within = (error(kernels.expand(linear, x), expected) for kernels in (TRITON, TRITON_GELU))
+    assert within <= 1.1 * apart
