@@ -19,7 +19,7 @@ from .checkpoint.load import load_module
 from .checkpoint.read import Checkpoint
 from .checkpoint.text_encoder import TextEncoderSource
 from .checkpoint.vae import VaeSource
-from .compilation import compile_blocks
+from .compilation import Region
 from .component_plan import ComponentPlan
 from .components import Experts, TextEncoder, Vae
 from .hardware import Hardware
@@ -69,6 +69,7 @@ def build_experts(
     attend, attention_decision = bind(binding.attention, hardware, strict=strict)
     cross_attend, cross_decision = bind(binding.cross_attention, hardware, strict=strict)
     dtype = getattr(torch, binding.dtype)
+    region = Region(binding.compile_mode)
     transformers, loras, weights = {}, {}, {}
     assert binding.lora_files == lora_files(pair.loras), "the binding is of a plan for these LoRAs"
 
@@ -94,8 +95,7 @@ def build_experts(
         weights[expert] = _weights(transformer, loras[expert].load, binding.device, dtype_of, dtype)
         if previous and previous.key_without_loras == binding.key_without_loras:
             loras[expert].take_over(weights[expert], previous.loras[expert], previous.weights[expert])
-        if binding.compile_mode != "off":
-            compile_blocks(transformer.blocks)
+        region.add(transformer.blocks)
         transformers[expert] = transformer
     return Experts(
         spec=pair.spec,
@@ -110,6 +110,7 @@ def build_experts(
         ),
         key=binding.key,
         key_without_loras=binding.key_without_loras,
+        region=region,
     )
 
 

@@ -1,20 +1,91 @@
-"""Regional compilation: one graph for the block, shared by all blocks of both experts.
+"""Regional compilation: one graph for the block, shared by all blocks of both experts, in a mode that works.
 
 Only `forward` is compiled, not the module call, so that hooks on blocks (pacing, offload) stay outside the graph.
 Blocks of one shape differ only in their parameters, which are inputs of the graph, so the first block compiles and the
-others reuse it.
+others reuse it. Prompts, seeds, timesteps and strengths of LoRAs are tensors of fixed shape: they change no graph.
+
+Shapes: a graph per length and batch (`dynamic=False`), since kernels for one length are faster and a run has one or two
+of them; up to `MAX_GRAPHS` are kept. A second process finds what the first one compiled on disk.
+
+A compiler that fails is no reason to lose a run: the region falls back to the next mode of `FALLBACKS`, for good, and
+keeps the reason. Only what a compiler raises is caught; a kernel that fails in a run stays an error.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+from .hardware import cache_folder
+from .profiles import CompileMode
+from .report import Rejection
+
+FALLBACKS = MappingProxyType(
+    {
+        "max-autotune": "max-autotune-no-cudagraphs",
+        "max-autotune-no-cudagraphs": "default",
+        "reduce-overhead": "default",
+        "default": "off",
+    }
+)
+_COMPILER_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
+# Sizes of video times batches of one and two; PyTorch's own limit of 8 would stop a session that tries out sizes.
+MAX_GRAPHS = 64
 
 
-def compile_blocks(blocks: Iterable[nn.Module], *, dynamic: bool | None = False) -> None:
-    """Compile the forward of every block, in place; the first call of each shape pays for it.
+class Region:
+    """Blocks that are compiled together. `mode` is the one in use, `rejected` those that failed before it."""
 
-    dynamic: `False` makes one graph per shape, `True` one for all lengths.
-    """
-    for block in blocks:
-        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=dynamic)
+    def __init__(self, mode: CompileMode, *, backend: str = "inductor", dynamic: bool | None = False) -> None:
+        self.mode: CompileMode = mode
+        self.rejected: list[Rejection] = []
+        self._backend = backend
+        self._dynamic = dynamic
+
+    def add(self, blocks: Iterable[nn.Module]) -> None:
+        """Compile the forward of every block, in place; the first call of each shape pays for it."""
+        if self.mode == "off":
+            return
+        _keep_on_disk()
+        for block in blocks:
+            block.forward = partial(self._call, block.forward, {})
+
+    def _call(self, plain: Callable, compiled: dict[CompileMode, Callable], *inputs: object) -> torch.Tensor:
+        while (mode := self.mode) != "off":
+            if mode not in compiled:
+                compiled[mode] = self._compile(plain, mode)
+            try:
+                with torch._dynamo.config.patch(cache_size_limit=MAX_GRAPHS):
+                    return compiled[mode](*inputs)
+            except _COMPILER_ERRORS as error:
+                self.rejected.append(Rejection(name=mode, reason=_reason(error)))
+                self.mode = FALLBACKS[mode]
+        return plain(*inputs)
+
+    def _compile(self, plain: Callable, mode: CompileMode) -> Callable:
+        options = {"mode": mode} if self._backend == "inductor" else {}
+        return torch.compile(plain, fullgraph=True, dynamic=self._dynamic, backend=self._backend, **options)
+
+
+def compile_blocks(blocks: Iterable[nn.Module], mode: CompileMode = "default") -> Region:
+    """Compile the blocks of one model in a region of their own."""
+    region = Region(mode)
+    region.add(blocks)
+    return region
+
+
+def _keep_on_disk() -> None:
+    """Let Inductor keep what it compiles where it survives a restart, unless the user has named a place."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong inside the compiler: its own exceptions wrap that, with pages around it."""
+    while isinstance(inner := getattr(error, "inner_exception", None), BaseException):
+        error = inner
+    first = next(filter(None, (line.strip() for line in str(error).splitlines())), "")
+    return f"{type(error).__name__}: {first}"

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .adaptation import ExpertLoras
+from .compilation import Region
 from .errors import InputError, Interrupted
 from .hooks import RunHooks
 from .models.t5 import Umt5Encoder, encode_prompts
@@ -32,6 +33,7 @@ _CACHED_PROMPTS = 32
 class Experts:
     """Both transformers, built from one plan. `residency.activate(expert)` brings one to the device.
 
+    region: the compiled blocks of both, which may fall back to another mode in a run.
     loras: what follows the strengths of each run; `wanted` is set before an expert is activated, `settle` called after.
     """
 
@@ -43,6 +45,7 @@ class Experts:
     decisions: tuple[Decision, ...]
     key: str
     key_without_loras: str
+    region: Region
 
 
 class TextEncoder:

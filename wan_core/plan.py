@@ -166,10 +166,11 @@ def _forward(profile: OptimizationProfile, hardware: Hardware, spec: Transformer
     )
     # A batched pair of contexts stands beside the conditional one, which steps at guidance 1 use alone.
     contexts = 1 if not workload.is_guided else 3 if guidance == "batched" else 2
+    forwards_at_once = 2 if guidance == "two-stream" and workload.is_guided else 1
     return _Forward(
         shape=shape,
         guidance=guidance,
-        activation_bytes=forward_bytes(spec, shape)
+        activation_bytes=forwards_at_once * forward_bytes(spec, shape)
         + text_context_bytes(spec, contexts * workload.batch, dtype)
         + RESERVED_BYTES,
         lora=plan_loras(workload.loras, spec, profile, DTYPE_BYTES[dtype]),

@@ -14,6 +14,7 @@ from .errors import InputError
 
 Quality = Literal["exact", "near", "lossy"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
+CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 class Checked:
@@ -64,9 +65,12 @@ class PrecisionSpec(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuidanceSpec(Checked):
-    """How the conditional and the unconditional pass run: the same numbers, in one batch or one after the other."""
+    """How the conditional and the unconditional pass run: in one batch, one after the other, or on two CUDA streams.
 
-    execution: Literal["auto", "batched", "sequential"] = "auto"
+    The numbers are the same but for rounding.
+    """
+
+    execution: Literal["auto", "batched", "sequential", "two-stream"] = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +82,12 @@ class OffloadSpec(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileSpec(Checked):
-    """`torch.compile` of the transformer block, one graph shared by all blocks of both experts."""
+    """`torch.compile` of the transformer block, one graph shared by all blocks of both experts, in one of its modes.
 
-    mode: Literal["off", "default"] = "off"
+    A mode that fails on this machine gives way to the next that works.
+    """
+
+    mode: CompileMode = "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ names, and returns the latent with the run's report. Nothing in the step loop wa
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -77,6 +77,7 @@ def sample(
             report.steps += clock.timings()
         finally:
             experts.residency.release()
+            report.decisions = [_as_compiled(decision, experts) for decision in report.decisions]
     if run.switch_seconds:
         report.seconds["expert switch (within sample)"] = sum(run.switch_seconds)
     # Copied outside inference mode: an ordinary tensor, which the host may do anything with.
@@ -176,6 +177,14 @@ def _decisions(plan: ExecutionPlan, experts: Experts) -> list[Decision]:
     """The plan's decisions, with those that building changed in place of the planned ones."""
     built = {decision.topic: decision for decision in experts.decisions}
     return [built.get(decision.topic, decision) for decision in plan.decisions]
+
+
+def _as_compiled(decision: Decision, experts: Experts) -> Decision:
+    """The decision on compiling as the run left it: whether a mode works is known when the first block has run."""
+    if decision.topic != "compile" or not experts.region.rejected:
+        return decision
+    rejected = (*decision.rejected, *experts.region.rejected)
+    return replace(decision, chosen=experts.region.mode, rejected=rejected)
 
 
 def _check(experts: Experts, conditioning: Conditioning, latent: Tensor) -> None:

@@ -13,6 +13,7 @@ Deliberately not here: loading, devices, guidance, the choice of kernels (`atten
 concatenation of an image's latent channels, which the caller does.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +75,17 @@ class TextContext:
                 KeyValue(torch.cat((mine.keys, its.keys)), torch.cat((mine.values, its.values))) for mine, its in pairs
             )
         )
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Stream:
+    """The residual stream x (B, L, D) on its way through the blocks, and what every block is given beside it."""
+
+    x: Tensor
+    time: Tensor
+    modulation: Tensor
+    rope: Rope
+    grid: tuple[int, int, int]
 
 
 class WanBlock(nn.Module):
@@ -182,17 +194,38 @@ class WanTransformer(nn.Module):
         latent: (B, C_in, T, H, W), normalised, any float dtype. timestep: 1000 * sigma, (B,) or per token (B, L).
         Raises `InputError` for a latent that this expert cannot take.
         """
+        stream = self._enter(latent, timestep, text)
+        for block, keys_values in zip(self.blocks, text.blocks, strict=True):
+            stream.x = block(stream.x, stream.modulation, stream.rope, keys_values)
+        return self._leave(stream)
+
+    def in_turns(self, latent: Tensor, timestep: Tensor, text: TextContext) -> Iterator[Tensor]:
+        """The same forward with a pause before the first block and after each, so that two can run side by side.
+
+        What comes last is the velocity.
+        """
+        stream = self._enter(latent, timestep, text)
+        yield stream.x
+        for block, keys_values in zip(self.blocks, text.blocks, strict=True):
+            stream.x = block(stream.x, stream.modulation, stream.rope, keys_values)
+            yield stream.x
+        yield self._leave(stream)
+
+    def _enter(self, latent: Tensor, timestep: Tensor, text: TextContext) -> "_Stream":
         grid = self._check_inputs(latent, timestep, text)
-        rope = self.rope(grid, latent.device)
         # (B, 1) stands for one timestep per sample: everything below broadcasts over the tokens.
         features = timestep_features(timestep if timestep.ndim == 2 else timestep.unsqueeze(1), self.spec.freq_dim)
         time = self.time_embedding(features)
-        modulation = rearrange(self.time_projection(time), "B L (six D) -> B L six D", six=6)
+        return _Stream(
+            x=self.patch_embedding(latent).to(self.residual or text.dtype),
+            time=time,
+            modulation=rearrange(self.time_projection(time), "B L (six D) -> B L six D", six=6),
+            rope=self.rope(grid, latent.device),
+            grid=grid,
+        )
 
-        x = self.patch_embedding(latent).to(self.residual or text.dtype)
-        for block, keys_values in zip(self.blocks, text.blocks, strict=True):
-            x = block(x, modulation, rope, keys_values)
-        return self._unpatchify(self.head(x, time), grid).float()
+    def _leave(self, stream: "_Stream") -> Tensor:
+        return self._unpatchify(self.head(stream.x, stream.time), stream.grid).float()
 
     def _unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
         (t, h, w), (num_t, num_h, num_w) = self.spec.patch, grid

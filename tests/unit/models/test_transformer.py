@@ -15,6 +15,7 @@ from wan_core.attention.backends import BACKENDS
 from wan_core.errors import InputError
 from wan_core.models.layers import Linear
 from wan_core.models.transformer import TextContext, WanTransformer, wants_float32
+from wan_core.sampling.guidance import GuidedVelocity
 from wan_core.specs import T2V_A14B_TRANSFORMER, TransformerSpec
 
 SPEC = TransformerSpec(
@@ -370,3 +371,28 @@ def test_another_number_of_prompts_than_latents_is_refused() -> None:
     latent, timestep, context = draw_inputs()
     with pytest.raises(InputError, match="1 prompts came with a batch of 2 latents"):
         model(latent, timestep, model.prepare_text(context[:1]))
+
+
+def test_in_turns_it_is_the_same_forward():
+    model = make_model()
+    latent, timestep, context = draw_inputs()
+    text = model.prepare_text(context)
+    turns = list(model.in_turns(latent, timestep, text))
+    assert torch.equal(turns[-1], model(latent, timestep, text))
+
+
+def test_guidance_in_two_streams_pauses_between_blocks():
+    model = make_model()
+    latent, timestep, context = draw_inputs(batch=1)
+    positive, negative = model.prepare_text(context), model.prepare_text(context.flip(1))
+    order = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: order.append(inputs[3].keys.data_ptr()))
+    got = {
+        execution: GuidedVelocity(model, positive, negative, execution=execution)(latent, timestep, 4.0)
+        for execution in ("two-stream", "sequential", "batched")
+    }
+    pairs = zip(positive.blocks, negative.blocks, strict=True)
+    assert order[: 2 * SPEC.num_layers] == [text.keys.data_ptr() for pair in pairs for text in pair]
+    assert torch.equal(got["two-stream"], got["sequential"])
+    torch.testing.assert_close(got["batched"], got["sequential"], rtol=1e-4, atol=1e-4)

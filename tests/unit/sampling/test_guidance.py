@@ -1,5 +1,6 @@
 """Guidance: the formula, and its three executions over a small network with a text context."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -33,6 +34,10 @@ class Network(nn.Module):
         time = timestep.reshape(latent.shape[0], -1).mean(dim=1) / 1000
         shift = self.text(text.embedding) + time[:, None]
         return torch.tanh(self.mix(latent) + shift[..., None, None, None])
+
+    def in_turns(self, latent: Tensor, timestep: Tensor, text: Context) -> Iterator[Tensor]:
+        yield latent
+        yield self(latent, timestep, text)
 
 
 @pytest.fixture
@@ -69,7 +74,16 @@ def test_batched_and_sequential_agree(network: Network, scale: float) -> None:
     assert (cond - uncond).norm() > 0.1 * cond.norm()
 
 
-@pytest.mark.parametrize("execution", ["batched", "sequential"])
+def test_two_streams_give_what_one_after_the_other_gives(network: Network) -> None:
+    latent, timestep, positive, negative = inputs()
+    results = [
+        GuidedVelocity(network, positive, negative, execution=execution)(latent, timestep, 4.0)
+        for execution in ("two-stream", "sequential")
+    ]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("execution", ["batched", "sequential", "two-stream"])
 def test_scale_one_runs_the_prompt_alone(network: Network, execution: str) -> None:
     latent, timestep, positive, negative = inputs()
     for opposite in (negative, None):

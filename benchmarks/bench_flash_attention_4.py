@@ -1,0 +1,122 @@
+"""FlashAttention 4 on one problem in other tiles, layouts and parts of the keys: TFLOP/s and error of each.
+
+    python -m benchmarks.bench_flash_attention_4 [--tokens 75600 --stretch 0.5 --json FILE]
+
+All SMs work on one head at a time, so its keys and values (39 MB at 75,600 tokens) come out of the L2 cache where it
+holds them; in two parts of the keys they are half as many, and the parts are merged by their log-sum-exp. "Head by
+head" stores the tokens of a head one after the other. Tiles are an argument of the library's own: queries x keys, and
+"shared" keeps the probabilities in shared memory. A new tile is compiled first, some seconds each.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wan_core.kernels.triton_merge import merge
+
+from .turns import take_turns, warmed_up
+
+HEADS, HEAD_DIM = 40, 128
+TILES = {
+    "128x128": {},
+    "128x112": {"tile_mn": (128, 112)},
+    "128x144": {"tile_mn": (128, 144)},
+    "128x160": {"tile_mn": (128, 160)},
+    "128x176": {"tile_mn": (128, 176)},
+    "128x128, without overlap": {"intra_wg_overlap": False},
+    "128x128, shared": {"mma_pv_is_rs": False},
+    "192x80": {"tile_mn": (192, 80)},
+    "192x96": {"tile_mn": (192, 96)},
+    "192x112, shared": {"tile_mn": (192, 112), "mma_pv_is_rs": False},
+    "192x128": {"tile_mn": (192, 128)},
+}
+
+Attention = Callable[[], Tensor]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+    """The answer and the log-sum-exp of what was attended."""
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    out, lse, *_ = _flash_attn_fwd(q, k, v, **options)
+    return out, lse
+
+
+def in_parts(q: Tensor, k: Tensor, v: Tensor, num_parts: int, **options: object) -> Tensor:
+    """Attention over the keys in two or four parts."""
+    parts = [
+        attend(q, *part, return_lse=True, **options)
+        for part in zip(k.chunk(num_parts, dim=1), v.chunk(num_parts, dim=1), strict=True)
+    ]
+    while len(parts) > 1:
+        (first, first_lse), (second, second_lse), *rest = parts
+        parts = [*rest, (merge(first, first_lse, second, second_lse), torch.logaddexp(first_lse, second_lse))]
+    return parts[0][0]
+
+
+def head_by_head(x: Tensor) -> Tensor:
+    """The same (B, L, N, D) with the tokens of a head beside each other in memory."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def forms(q: Tensor, k: Tensor, v: Tensor, tiles: list[str]) -> dict[str, Attention]:
+    found: dict[str, Attention] = {name: partial(_out, q, k, v, **TILES[name]) for name in tiles}
+    found["keys in 2 parts"] = partial(in_parts, q, k, v, 2)
+    found["keys in 4 parts"] = partial(in_parts, q, k, v, 4)
+    apart = [head_by_head(x) for x in (q, k, v)]
+    found["k, v head by head"] = partial(_out, q, *apart[1:])
+    found["q, k, v head by head"] = partial(_out, *apart)
+    found["k, v head by head, keys in 2 parts"] = partial(in_parts, q, *apart[1:], 2)
+    return found
+
+
+def _out(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+    return attend(q, k, v, **options)[0]
+
+
+def error(got: Tensor, q: Tensor, k: Tensor, v: Tensor) -> float:
+    """Relative, against float32 (not TF32), for 64 queries of all heads."""
+    rows = slice(0, None, q.shape[1] // 64)
+    wide = (x.transpose(1, 2).float() for x in (q[:, rows], k, v))
+    expected = F.scaled_dot_product_attention(*wide).transpose(1, 2)
+    return float((got[:, rows].float() - expected).norm() / expected.norm())
+
+
+@torch.inference_mode()
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--tokens", type=int, default=75_600)
+    parser.add_argument("--tiles", nargs="+", choices=tuple(TILES), default=list(TILES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stretch", type=float, default=0.5, help="seconds of each turn (default %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, arguments.tokens, HEADS, HEAD_DIM, device="cuda").bfloat16() for _ in range(3))
+    alive = warmed_up(
+        forms(q, k, v, arguments.tiles), lambda name, reason: print(f"{name:<36}{reason[:160]}", flush=True)
+    )
+    errors = {name: error(work(), q, k, v) for name, work in alive.items()}
+    taken = take_turns(alive, rounds=arguments.rounds, stretch=arguments.stretch)
+    flops = 4 * arguments.tokens**2 * HEADS * HEAD_DIM
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.tokens:,} tokens")
+    rows = {
+        name: {"ms": seconds * 1e3, "tflops": flops / seconds / 1e12, "error": errors[name]}
+        for name, seconds in taken.items()
+    }
+    for name, row in rows.items():
+        print(f"{name:<36}{row['ms']:>9.3f} ms{row['tflops']:>7.0f} TFLOP/s{row['error']:>10.2e}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
