@@ -6,7 +6,9 @@ from torch import Tensor, empty
 
 from ..wan_core.component_plan import ComponentPlan, resolve_decode
 from ..wan_core.components import Vae, frames_last
+from ..wan_core.estimate import Knowledge, decode_parts, learn
 from ..wan_core.profiles import OptimizationProfile, preset
+from ..wan_core.report import Report
 from ..wan_core.specs import video_frames
 from . import host, native
 from .handles import VaeHandle
@@ -44,10 +46,14 @@ class DecodeLatent(io.ComfyNode):
         cls, latent: dict[str, Tensor], vae: VaeHandle, profile: OptimizationProfile | None = None
     ) -> io.NodeOutput:
         samples = native.latent_samples(latent)
-        plan = resolve_decode(profile or preset("auto"), host.hardware(), vae.spec, tuple(samples.shape[2:]))
+        hardware, report = host.hardware(), Report()
+        plan = resolve_decode(profile or preset("auto"), hardware, vae.spec, tuple(samples.shape[2:]))
+        shape = (samples.shape[0], *samples.shape[2:])
+        parts = decode_parts(plan, vae.spec, shape, Knowledge.of(hardware), place=vae.place)
         hooks = host.NodeHooks(cls.hidden.unique_id)
-        with host.interruptible():
+        with host.interruptible(), report.phase("decode"):
             images = _decode(vae.ready(plan, hooks.on_load), samples, plan, hooks)
+        learn(parts, report, hardware)
         return io.NodeOutput(images)
 
 

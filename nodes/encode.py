@@ -6,8 +6,10 @@ from torch import Tensor, zeros
 
 from ..wan_core.component_plan import resolve_decode, resolve_text
 from ..wan_core.errors import InputError
+from ..wan_core.estimate import Knowledge, learn, text_parts
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import FRAME_STEP, MAX_SIDE, SIZE_STEP, VideoSize
+from ..wan_core.report import Report
 from ..wan_core.specs import DEFAULT_NEGATIVE_PROMPT, T2V_A14B
 from . import host, native
 from .handles import TextEncoderHandle, VaeHandle
@@ -56,12 +58,15 @@ class EncodeText(io.ComfyNode):
         negative_prompt: str,
         profile: OptimizationProfile | None = None,
     ) -> io.NodeOutput:
-        plan = resolve_text(profile or preset("auto"), host.hardware(), text_encoder.spec)
+        hardware, report, place = host.hardware(), Report(), text_encoder.place
+        plan = resolve_text(profile or preset("auto"), hardware, text_encoder.spec)
         hooks = host.NodeHooks(cls.hidden.unique_id)
         prompts = {"prompt": prompt, "negative prompt": negative_prompt.strip() or DEFAULT_NEGATIVE_PROMPT}
-        with host.interruptible():
+        with host.interruptible(), report.phase("text"):
             encoder = text_encoder.ready(plan, list(prompts.values()), hooks.on_load)
             positive, negative = encoder.encode(list(prompts.values()), hooks).split(1)
+        if text_encoder.place is not place:  # else some prompt was remembered, which says nothing about a new one
+            learn(text_parts(plan, text_encoder.spec, Knowledge.of(hardware), place=place), report, hardware)
         if notes := encoder.notes(prompts):
             host.say("\n".join(notes), cls.hidden.unique_id)
         return io.NodeOutput(native.conditioning(positive), native.conditioning(negative))

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..wan_core.attention import verdict_store
 from ..wan_core.component_plan import resolve_decode, resolve_text
+from ..wan_core.estimate import Knowledge, RunEstimate, decode_parts, sampling_parts, text_parts
 from ..wan_core.plan import Workload, resolve
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import SampleRequest
@@ -58,10 +58,15 @@ class ShowPlan(io.ComfyNode):
             batch=samples.shape[0],
             loras=experts.pair.loras,
         )
-        plans = [resolve(profile, hardware, experts.pair.spec, workload, verdict_store.read(hardware))]
+        known = Knowledge.of(hardware)
+        plans = [resolve(profile, hardware, experts.pair.spec, workload, known.calibration)]
+        parts = list(sampling_parts(plans[0], experts.pair.spec, known))
         if text_encoder is not None:
             plans.insert(0, resolve_text(profile, hardware, text_encoder.spec))
+            parts = [*text_parts(plans[0], text_encoder.spec, known), *parts]
         if vae is not None:
             plans.append(resolve_decode(profile, hardware, vae.spec, size))
-        text = "\n\n".join(plan.to_text() for plan in plans)
+            parts += decode_parts(plans[-1], vae.spec, (workload.batch, *size), known)
+        estimate = RunEstimate(parts=tuple(parts))
+        text = "\n\n".join((*(plan.to_text() for plan in plans), estimate.to_text()))
         return io.NodeOutput(text, ui=ui.PreviewText(text))

@@ -14,6 +14,7 @@ from ..wan_core.checkpoint.vae import VaeSource
 from ..wan_core.component_plan import ComponentPlan
 from ..wan_core.components import Experts, TextEncoder, Vae
 from ..wan_core.hardware import Hardware
+from ..wan_core.offload import Place
 from ..wan_core.plan import ExecutionPlan
 from .patcher import HostResidency, OnLoad, WeightsPatcher, bring_to_device
 
@@ -85,6 +86,11 @@ class _ComponentHandle(_Handle):
         self._build = build
         self._built: TextEncoder | Vae | None = None
         self._binding: tuple[str, str] | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the weights are now."""
+        return self._built.weights.place if self._built else Place.FILE
 
     def _component(self, plan: ComponentPlan) -> TextEncoder | Vae:
         if self._binding != (plan.device, plan.dtype):

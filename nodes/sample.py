@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..wan_core.build import measure_kernels
 from ..wan_core.errors import InputError
+from ..wan_core.estimate import Knowledge, learn, sampling_parts
 from ..wan_core.plan import Workload, resolve
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import RECIPES, SOLVERS, Recipe, SampleRequest, recipe
@@ -132,11 +133,15 @@ class MoeSampler(io.ComfyNode):
         )
         hardware, report = host.hardware(), Report()
         plan = resolve(profile or preset("auto"), hardware, experts.pair.spec, workload)
-        plan = measure_kernels(plan, hardware, report)
+        known = Knowledge.of(hardware)
+        with report.phase("build"):
+            plan = measure_kernels(plan, hardware, report)
+            built = experts.build(plan, hardware)
+        parts = sampling_parts(plan, experts.pair.spec, known, places=built.places)
         hooks = host.NodeHooks(cls.hidden.unique_id, previews=True)
         with host.interruptible():
-            built = experts.build(plan, hardware)
             result = sample(built, plan, conditioning, samples, hooks=hooks, report=report)
+        learn(parts, report, hardware)
         return io.NodeOutput({"samples": result.latent.to(host.result_device())}, result.report.to_text())
 
 

@@ -1,6 +1,6 @@
 """What all suites share: invented machines, the switch for GPU tests, reproducible random examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
@@ -35,6 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no NVIDIA card"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that the suite runs is remembered in the user's own cache folder, nor read from there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WAN_VELOCITY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

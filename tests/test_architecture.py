@@ -16,12 +16,15 @@ ROOT = Path(__file__).parent.parent
 # Unit (file or folder of wan_core) by layer, the most basic first. A new unit needs a place here.
 LAYERS = {
     "facts": {"errors", "files", "hooks", "placement", "profiles", "recipes", "report", "specs"},
-    "machine": {"hardware", "kernels", "measure", "precision"},
+    "machine": {"hardware", "history", "kernels", "measure", "precision"},
     "mechanisms": {
         "attention", "compilation", "linear", "metrics", "offload", "pacing", "parallel", "step_cache", "video",
     },
     "wan": {"models", "sampling", "checkpoint"},
-    "composition": {"adaptation", "build", "choices", "component_plan", "components", "lora_plan", "plan", "predict"},
+    "composition": {
+        "adaptation", "build", "choices", "component_plan", "components", "countdown", "estimate", "lora_plan", "plan",
+        "predict",
+    },
     "surface": {"__init__", "__main__", "bench", "cli", "pipeline", "sample"},
 }  # fmt: skip
 # Mechanisms know tensors, never each other.

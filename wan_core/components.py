@@ -21,7 +21,7 @@ from .models.tokenizer import Tokenizer
 from .models.transformer import WanTransformer
 from .models.vae21 import WanVae
 from .models.vae_tiling import Tile, decode_tiled_chunks
-from .offload import Residency, Weights
+from .offload import Place, Residency, Weights
 from .pacing import Pacer
 from .report import Decision
 from .specs import Expert, TransformerSpec, latent_frames
@@ -46,6 +46,11 @@ class Experts:
     key: str
     key_without_loras: str
     region: Region
+
+    @property
+    def places(self) -> dict[Expert, Place]:
+        """Where the weights of each expert are now."""
+        return {expert: weights.place for expert, weights in self.weights.items()}
 
 
 class TextEncoder:

@@ -34,7 +34,7 @@ class RunHooks(Protocol):
     """What a driver of a run implements."""
 
     def on_phase(self, name: str) -> None:
-        """A phase begins: "text", "load", "sample", "decode", ..."""
+        """A phase begins: "text", "build", "load", "sample", "decode", ..."""
 
     def on_load(self, what: str, done: int, total: int) -> None:
         """`done` of `total` bytes of a checkpoint are in place."""

@@ -20,9 +20,11 @@ from .checkpoint.text_encoder import open_text_encoder
 from .checkpoint.vae import open_vae
 from .component_plan import ComponentPlan, resolve_decode, resolve_text
 from .components import Experts, TextEncoder, Vae
+from .estimate import Knowledge, RunEstimate, decode_parts, learn, sampling_parts, save_parts, text_parts
 from .hardware import Hardware
 from .hooks import RunHooks, Silent
 from .measure import measured_phase
+from .offload import Place
 from .plan import ExecutionPlan, Workload, resolve
 from .profiles import OptimizationProfile, preset
 from .recipes import SampleRequest, VideoSize
@@ -97,14 +99,32 @@ class WanPipeline:
             decode=resolve_decode(self.profile, beside, self._vae_source.spec, size.latent_size),
         )
 
+    def estimate(self, plan: RunPlan) -> RunEstimate:
+        """How long a run of this plan takes from now on: what is loaded already costs nothing."""
+        known = Knowledge.of(self._hardware())
+        experts = self._experts if self._experts and self._experts.key == plan.experts.key else None
+        latent = (plan.experts.workload.batch, *plan.experts.workload.latent_size)
+        return RunEstimate(
+            parts=(
+                *text_parts(plan.text, self._text_source.spec, known, place=_place(self._text)),
+                *sampling_parts(plan.experts, self.pair.spec, known, places=experts.places if experts else None),
+                *decode_parts(plan.decode, self._vae_source.spec, latent, known, place=_place(self._vae)),
+                *save_parts(latent, known),
+            )
+        )
+
+    def learn(self, estimate: RunEstimate, report: Report) -> None:
+        """Keep how long a run took that has ended well, for the estimates of later ones."""
+        learn(estimate.parts, report, self._hardware())
+
     def encode(
         self, plan: RunPlan, prompt: str, negative: str = "", *, hooks: RunHooks | None = None, report: Report
     ) -> Conditioning:
         """Embeddings of both prompts; an empty negative prompt stands for the model's own."""
         hooks = hooks or Silent()
         hooks.on_phase("text")
-        text = self._text = self._text or build_text_encoder(plan.text, self._text_source)
         with measured_phase(report, "text", plan.text.device):
+            text = self._text = self._text or build_text_encoder(plan.text, self._text_source)
             positive, opposite = text.encode([prompt, negative.strip() or DEFAULT_NEGATIVE_PROMPT], hooks).split(1)
             if plan.text.peak_bytes + plan.experts.peak_bytes > self._hardware().free_memory:
                 text.weights.drop()
@@ -122,12 +142,14 @@ class WanPipeline:
         report: Report | None = None,
     ) -> SampleResult:
         """Sample a latent in raw VAE space, from pure noise where none is given."""
-        report = report or Report()
-        experts = measure_kernels(plan.experts, self._hardware(), report)
-        workload = experts.workload
-        if self._experts is None or self._experts.key != experts.key:
-            pair = replace(self.pair, loras=workload.loras)
-            self._experts = build_experts(experts.binding, pair, self._hardware(), previous=self._experts)
+        hooks, report = hooks or Silent(), report or Report()
+        hooks.on_phase("build")
+        with report.phase("build"):
+            experts = measure_kernels(plan.experts, self._hardware(), report)
+            workload = experts.workload
+            if self._experts is None or self._experts.key != experts.key:
+                pair = replace(self.pair, loras=workload.loras)
+                self._experts = build_experts(experts.binding, pair, self._hardware(), previous=self._experts)
         if latent is None:
             latent = torch.zeros(workload.batch, self.pair.spec.out_dim, *workload.latent_size)
         return sample(self._experts, experts, conditioning, latent, hooks=hooks, report=report)
@@ -158,6 +180,10 @@ class WanPipeline:
         held += self._experts.weights.values() if self._experts else []
         reusable = sum(weights.bytes_on_device for weights in held) if own else 0
         return replace(hardware, free_memory=hardware.free_memory + reusable)
+
+
+def _place(component: TextEncoder | Vae | None) -> Place:
+    return component.weights.place if component else Place.FILE
 
 
 def open_pipeline(folder: str | Path, profile: str = "auto", *, device: str | None = None) -> WanPipeline:

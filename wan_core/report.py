@@ -83,9 +83,12 @@ class Report:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
 
     def seconds_per_step(self, expert: str) -> float | None:
-        """Median seconds of the steps of one expert, the first step of the run left out where others exist."""
-        timed = [step.seconds for step in self.steps if step.expert == expert and step.index != self.steps[0].index]
-        timed = timed or [step.seconds for step in self.steps if step.expert == expert]
+        """Median seconds of the steps of one expert.
+
+        Its first step, which compiles or holds the switch, is left out where there are others.
+        """
+        timed = [step.seconds for step in self.steps if step.expert == expert]
+        timed = timed[1:] or timed
         return sorted(timed)[len(timed) // 2] if timed else None
 
     def to_dict(self) -> dict[str, object]:

@@ -80,6 +80,12 @@ class Calibration:
             return choice
         return self.verdicts[problem_class(choice.problem)].order(choice)
 
+    def rate(self, choice: KernelChoice) -> float | None:
+        """TFLOP/s of the kernel that a choice would run first, `None` where it was not timed."""
+        verdict = self.verdicts.get(problem_class(choice.problem))
+        rates = {timing.name: timing.tflops for timing in verdict.timings} if verdict else {}
+        return rates.get(choice.names[0])
+
 
 NOTHING_MEASURED = Calibration()
 

@@ -46,14 +46,18 @@ def run(arguments: argparse.Namespace) -> int:
     plan = pipeline.plan(request, size)
     report = Report(settings=_settings(arguments), environment=pipeline.environment())
     report.warnings += pipeline.pair.notes
-    with progress_hooks(len(plan.experts.split)) as hooks:
+    estimate = pipeline.estimate(plan)
+    with progress_hooks(estimate) as hooks:
         conditioning = pipeline.encode(plan, arguments.prompt, arguments.negative, hooks=hooks, report=report)
         latent = pipeline.sample(plan, conditioning, hooks=hooks, report=report).latent
         if arguments.latent_out:
             with replacing(arguments.latent_out) as path:
                 save_file({"samples": latent}, path)
-        with measured_phase(report, "decode", plan.decode.device):
-            frames = _write(arguments, _frames(pipeline, plan, latent, hooks))
+        with report.phase("save"):
+            frames = _write(arguments, _frames(pipeline, plan, latent, hooks, report))
+    # The frames are written while they are decoded.
+    report.seconds["save"] -= report.seconds["decode"]
+    pipeline.learn(estimate, report)
     report.decisions += plan.decode.decisions
     if arguments.contact_sheet:
         write_contact_sheet(frames, arguments.contact_sheet)
@@ -73,9 +77,17 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             check_writable(path, suffix)
 
 
-def _frames(pipeline: WanPipeline, plan: RunPlan, latent: Tensor, hooks: RunHooks) -> Iterator[np.ndarray]:
-    for chunk in pipeline.decode_chunks(plan, latent, hooks=hooks):
-        yield to_uint8(chunk)
+def _frames(
+    pipeline: WanPipeline, plan: RunPlan, latent: Tensor, hooks: RunHooks, report: Report
+) -> Iterator[np.ndarray]:
+    chunks = pipeline.decode_chunks(plan, latent, hooks=hooks)
+    while True:
+        with measured_phase(report, "decode", plan.decode.device):
+            chunk = next(chunks, None)
+            frames = None if chunk is None else to_uint8(chunk)
+        if frames is None:
+            return
+        yield frames
 
 
 def _write(arguments: argparse.Namespace, chunks: Iterator[np.ndarray]) -> list[np.ndarray]:

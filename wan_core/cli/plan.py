@@ -19,5 +19,5 @@ def run(arguments: argparse.Namespace) -> int:
     pipeline = WanPipeline(options.model_files(arguments), profile, device=arguments.device)
     pipeline.loras = options.loras(arguments, pipeline.pair.spec)
     plan = pipeline.plan(request, size)
-    print("\n".join((*pipeline.pair.notes, plan.to_text())))
+    print("\n".join((*pipeline.pair.notes, plan.to_text(), pipeline.estimate(plan).to_text())))
     return 0

@@ -1,4 +1,4 @@
-"""Progress of a run in the terminal, with the time left; one line per event where the output is no terminal."""
+"""Progress of a run in the terminal, with the time left of all of it; one line per event where that is no terminal."""
 
 import sys
 from time import perf_counter
@@ -7,22 +7,24 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from ..countdown import Countdown
+from ..estimate import RunEstimate, duration
 from ..hooks import StepEvent
 
 
 class TerminalProgress:
     """Run hooks that write to stderr, so that what a verb prints on stdout stays clean. A context manager."""
 
-    def __init__(self, num_steps: int, stream: TextIO | None = None) -> None:
-        self._num_steps = num_steps
+    def __init__(self, estimate: RunEstimate, stream: TextIO | None = None) -> None:
+        self._countdown = Countdown(estimate)
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
         self._bars: dict[str, tqdm] = {}
         self._loading: dict[str, float] = {}  # start of each load
-        self._seconds: list[float] = []
         self._start = perf_counter()
 
     def __enter__(self) -> "TerminalProgress":
+        self._say(self._countdown.estimate.to_text())
         return self
 
     def __exit__(
@@ -32,11 +34,12 @@ class TerminalProgress:
 
     def on_phase(self, name: str) -> None:
         self._close()
-        self._seconds.clear()
+        self._countdown.on_phase(name)
         if not self._is_terminal:
-            self._say(f"{name} (after {perf_counter() - self._start:.1f} s)")
+            self._say(f"{name} (after {perf_counter() - self._start:.1f} s, {self._left()})")
         elif name == "sample":
-            self._advance(name, 0, self._num_steps, "step")  # the first step may take minutes: show that it runs
+            # The first step may take minutes: show that it runs.
+            self._advance(name, 0, self._countdown.num_steps, "step", self._left())
 
     def on_load(self, what: str, done: int, total: int) -> None:
         if self._is_terminal:
@@ -48,22 +51,25 @@ class TerminalProgress:
             self._say(f"  {what}: {total / 2**20:,.1f} MiB in place, {rate:,.0f} MB/s")
 
     def on_step(self, event: StepEvent) -> None:
-        self._seconds.append(event.seconds)
-        detail = f"{event.expert.value} noise, timestep {event.timestep:.0f}, {event.seconds:.2f} s"
+        self._countdown.on_step(event)
+        detail = f"{event.expert.value} noise, timestep {event.timestep:.0f}, {event.seconds:.2f} s, {self._left()}"
         if self._is_terminal:
             self._advance("sample", event.index + 1, event.num_steps, "step", detail)
         else:
-            left = (event.num_steps - event.index - 1) * sum(self._seconds) / len(self._seconds)
-            self._say(f"  step {event.index + 1}/{event.num_steps}: {detail}, about {left:.0f} s left")
+            self._say(f"  step {event.index + 1}/{event.num_steps}: {detail}")
 
     def on_chunk(self, done: int, total: int) -> None:
+        self._countdown.on_chunk(done, total)
         if self._is_terminal:
-            self._advance("VAE", done, total, "latent frame")
+            self._advance("VAE", done, total, "latent frame", self._left())
         elif done >= total:
             self._say(f"  {total} latent frames")
 
     def should_stop(self) -> bool:
         return False  # Ctrl-C raises KeyboardInterrupt by itself
+
+    def _left(self) -> str:
+        return f"about {duration(self._countdown.seconds_left())} left"
 
     def _advance(self, name: str, done: int, total: int, unit: str, detail: str = "") -> None:
         if name not in self._bars:
@@ -88,6 +94,6 @@ class TerminalProgress:
         self._stream.flush()
 
 
-def progress_hooks(num_steps: int) -> TerminalProgress:
-    """Hooks for a run of `num_steps` steps; to be used in a `with` statement."""
-    return TerminalProgress(num_steps)
+def progress_hooks(estimate: RunEstimate) -> TerminalProgress:
+    """Hooks for a run that is expected to take this long; to be used in a `with` statement."""
+    return TerminalProgress(estimate)

@@ -6,6 +6,8 @@ import re
 import torch
 
 from wan_core.cli.progress import TerminalProgress
+from wan_core.estimate import Part, RunEstimate
+from wan_core.history import Task
 from wan_core.hooks import RunHooks, StepEvent
 from wan_core.specs import Expert
 
@@ -20,6 +22,18 @@ def step(index: int, num_steps: int = 4, seconds: float = 2.0, expert: Expert = 
         index=index, num_steps=num_steps, expert=expert, sigma=0.9, timestep=900.4, seconds=seconds,
         denoised=torch.zeros(1),
     )  # fmt: skip
+
+
+def _part(name: str, stage: str, seconds: float, count: int = 1) -> Part:
+    return Part(name=name, stage=stage, task=Task(kind=name, size="", work=1.0), seconds=seconds, count=count)
+
+
+ESTIMATE = RunEstimate(
+    parts=(
+        _part("load", "load", 30.0), _part("high noise step", "sample", 10.0, 2),
+        _part("low noise step", "sample", 10.0, 2), _part("decode", "decode", 20.0),
+    )
+)  # fmt: skip
 
 
 def drive(hooks: RunHooks) -> None:
@@ -37,17 +51,18 @@ def drive(hooks: RunHooks) -> None:
 
 def test_lines_where_the_output_is_no_terminal():
     stream = io.StringIO()
-    with TerminalProgress(4, stream) as progress:
+    with TerminalProgress(ESTIMATE, stream) as progress:
         drive(progress)
     lines = stream.getvalue().splitlines()
-    assert [re.sub(r" \(after.*|, [\d,]+ MB/s$", "", line) for line in lines] == [
-        "load",
+    assert lines[0].startswith("time: about 1 min 30 s (estimate from this machine's rates")
+    assert [re.sub(r"after 0.\d s", "after 0 s", re.sub(r", [\d,]+ MB/s$", "", line)) for line in lines[1:]] == [
+        "load (after 0 s, about 1 min 30 s left)",
         "  high-noise expert: 20.0 MiB in place",
-        "sample",
-        "  step 1/4: high noise, timestep 900, 4.00 s, about 12 s left",
+        "sample (after 0 s, about 1 min 00 s left)",
+        "  step 1/4: high noise, timestep 900, 4.00 s, about 50 s left",
         "  low-noise expert: 20.0 MiB in place",
-        "  step 2/4: low noise, timestep 900, 2.00 s, about 6 s left",
-        "decode",
+        "  step 2/4: low noise, timestep 900, 2.00 s, about 40 s left",
+        "decode (after 0 s, about 20 s left)",
         "  5 latent frames",
     ]
     assert sum(line.endswith(" MB/s") for line in lines) == 2
@@ -55,7 +70,7 @@ def test_lines_where_the_output_is_no_terminal():
 
 def test_bars_in_a_terminal():
     stream = Terminal()
-    with TerminalProgress(4, stream) as progress:
+    with TerminalProgress(ESTIMATE, stream) as progress:
         drive(progress)
     text = stream.getvalue()
     parts = (
@@ -77,7 +92,7 @@ def test_bars_in_a_terminal():
 def test_an_error_closes_the_bar():
     stream = Terminal()
     try:
-        with TerminalProgress(4, stream) as progress:
+        with TerminalProgress(ESTIMATE, stream) as progress:
             progress.on_step(step(0))
             raise ValueError
     except ValueError:
@@ -86,4 +101,4 @@ def test_an_error_closes_the_bar():
 
 
 def test_the_terminal_never_asks_to_stop():
-    assert TerminalProgress(4, io.StringIO()).should_stop() is False
+    assert TerminalProgress(ESTIMATE, io.StringIO()).should_stop() is False
