@@ -4,7 +4,7 @@
 Makes a virtual environment in `.venv` beside this file, installs the exact versions of requirements-dev.txt and a
 torch that suits the machine, and then
 
-    demo    makes a video with the miniature model: an MP4, a contact sheet and the report, in `output/`
+    demo    makes videos with the miniature model: for each an MP4, a contact sheet and the report, in `output/`
     test    runs the linter and all tests that this machine can run
     setup   stops there
 
@@ -28,19 +28,15 @@ MARKER = VENV / "wan-velocity-installed"
 TORCH = "2.13.0"
 LEAST_PYTHON = (3, 11)
 
-MODEL = HERE / "models" / "miniature"
+MODEL = HERE / "models" / "wan_velocity_mini"
 OUTPUT = HERE / "output"
-DEMO = {
-    "--model": MODEL,
-    "--prompt": "a red circle moves to the right over a dark background",
-    "--width": 128,
-    "--height": 128,
-    "--frames": 17,
-    "--recipe": "draft",
-    "--out": OUTPUT / "demo.mp4",
-    "--contact-sheet": OUTPUT / "demo.png",
-    "--report": OUTPUT / "demo.json",
-}
+# What the miniature knows: miniature/README.md.
+SIZE = {"--width": 128, "--height": 128, "--frames": 33}
+PROMPTS = (
+    "a large red circle moving right on a black background",
+    "two green squares falling on a beige background",
+    "a yellow star spinning on a navy background",
+)
 
 
 class SetupError(Exception):
@@ -125,20 +121,19 @@ def run(*arguments: object) -> int:
 
 
 def demo() -> int:
-    if not MODEL.exists():
-        say(f"writing the miniature model to {MODEL}")
-        unfinished = MODEL.with_name("unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        code = run("-m", "miniature", unfinished)
+    made = []
+    for number, prompt in enumerate(PROMPTS, start=1):
+        say(f"video {number} of {len(PROMPTS)}: {prompt}")
+        files = {"--out": "mp4", "--contact-sheet": "png", "--report": "json"}
+        outputs = {option: OUTPUT / f"demo_{number}.{suffix}" for option, suffix in files.items()}
+        options = {"--model": MODEL, "--prompt": prompt, "--recipe": "preview", **SIZE, **outputs}
+        code = run("-m", "wan_core", "generate", *(part for option in options.items() for part in option))
         if code:
             return code
-        unfinished.rename(MODEL)
-    say("making a video")
-    code = run("-m", "wan_core", "generate", *(part for option in DEMO.items() for part in option))
-    if code == 0:
-        for name, option in (("video", "--out"), ("contact sheet", "--contact-sheet"), ("report", "--report")):
-            print(f"{name:<14}{DEMO[option]}")
-    return code
+        made.append(outputs)
+    for outputs in made:
+        print("video, contact sheet, report: " + "  ".join(map(str, outputs.values())))
+    return 0
 
 
 def test() -> int:

@@ -65,7 +65,7 @@ class ExpertTraining:
     good for, and without it a world as clean as ours needs none.
     """
 
-    seconds: float = 800.0
+    seconds: float = 760.0
     num_steps: int | None = None
     batch: int = 128
     learning_rate: float = 2e-3

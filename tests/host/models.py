@@ -21,6 +21,12 @@ OFFICIAL = "official_mini"
 # The miniature once more, in other formats.
 GGUF = {"high_noise": "wan_mini_high_noise.gguf", "low_noise": "wan_mini_low_noise.gguf"}
 BY_BLOCK = "by_block_high_noise"
+# The shipped, trained model under names of its own: the random one has the shipped names.
+SHIPPED = Path(__file__).parents[2] / "models" / "wan_velocity_mini"
+TRAINED = {
+    f"wan_velocity_mini_{part}.safetensors": f"trained_{part}.safetensors"
+    for part in ("high_noise", "low_noise", "text_encoder", "vae")
+}
 ENCODER_PTH, VAE_PTH = "models_t5_mini.pth", "Wan2.1_VAE_mini.pth"
 
 
@@ -34,6 +40,10 @@ def write_models(folder: Path) -> None:
         _write_expert(experts / name, replace(TRANSFORMER, num_layers=2, text_dim=4096))
     _write_expert(experts / I2V, replace(TRANSFORMER, num_layers=1, in_dim=36))
     _write_other_formats(folder / "tests")
+    for file in SHIPPED.rglob("*.safetensors"):
+        link = folder / "trained" / file.parent.name / TRAINED[file.name]
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
     whole = (experts / I2V).read_bytes()
     (experts / TRUNCATED).write_bytes(whole[: len(whole) // 2])
 

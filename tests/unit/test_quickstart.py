@@ -30,7 +30,6 @@ def calls(monkeypatch, tmp_path) -> list[tuple[str, ...]]:
     monkeypatch.setattr(quickstart, "VENV", environment)
     monkeypatch.setattr(quickstart, "PYTHON", environment / "bin" / "python")
     monkeypatch.setattr(quickstart, "MARKER", environment / "marker")
-    monkeypatch.setattr(quickstart, "MODEL", tmp_path / "models" / "miniature")
     monkeypatch.setattr(quickstart, "make_environment", make)
     monkeypatch.setattr(quickstart, "pip", pip)
     monkeypatch.setattr(quickstart, "has_nvidia_card", lambda: False)
@@ -110,23 +109,20 @@ def test_tests_fail_when_the_linter_does_and_pytest_runs_last(monkeypatch):
     assert ran == [("ruff", "check"), ("ruff", "format"), ("pytest",)]
 
 
-def test_an_interrupted_miniature_is_written_anew(calls, monkeypatch):
-    written = []
+def test_the_demo_makes_a_video_of_each_prompt_and_stops_at_a_failure(monkeypatch, capsys):
+    ran = []
 
     def run(*arguments: object) -> int:
-        if arguments[1] == "miniature":
-            written.append(arguments[2])
-            arguments[2].mkdir(parents=True)
-            return 130 if len(written) == 1 else 0
-        return 0
+        ran.append(dict(zip(arguments[3::2], arguments[4::2], strict=True)))
+        return 1 if len(ran) == 5 else 0
 
     monkeypatch.setattr(quickstart, "run", run)
-    assert quickstart.demo() == 130
-    assert not quickstart.MODEL.exists()
     assert quickstart.demo() == 0
-    assert quickstart.demo() == 0
-    assert quickstart.MODEL.is_dir()
-    assert len(written) == 2
+    assert tuple(options["--prompt"] for options in ran) == quickstart.PROMPTS
+    assert all(str(options["--out"]) in capsys.readouterr().out for options in ran[:1])
+    assert len({options["--out"] for options in ran}) == len(ran)
+    assert quickstart.demo() == 1
+    assert len(ran) == 5
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["deom"], 2), (["--help"], 0)])
@@ -135,4 +131,4 @@ def test_anything_else_explains_itself(arguments, code):
         [sys.executable, str(ROOT / "quickstart.py"), *arguments], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == code
-    assert "demo    makes a video" in done.stdout
+    assert "demo    makes videos" in done.stdout

@@ -1,0 +1,76 @@
+"""Pictures of the shipped model that the product must keep making: prompts, seeds, and their stored latents.
+
+    python -m tests.trained.pictures        # renew tests/trained/latents after a change of the weights, and only then
+
+A stored latent is what the profile `reference` makes on a CPU: float32, PyTorch's math attention.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wan_core.checkpoint.find import find_model
+from wan_core.pipeline import WanPipeline
+from wan_core.profiles import preset
+from wan_core.recipes import SampleRequest, VideoSize, recipe
+from wan_core.report import Report
+from wan_core.sample import SampleResult
+
+MODEL = Path(__file__).parents[2] / "models" / "wan_velocity_mini"
+LATENTS = Path(__file__).parent / "latents"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One video: the words, and how it is made."""
+
+    name: str
+    prompt: str
+    seed: int
+    recipe: str
+    size: VideoSize
+
+    @property
+    def request(self) -> SampleRequest:
+        return SampleRequest(recipe=recipe(self.recipe), seed=self.seed)
+
+    def stored(self) -> Tensor:
+        """The latent of the reference profile, (1, 16, T, H, W) in raw VAE space."""
+        return load_file(LATENTS / f"{self.name}.safetensors")["samples"]
+
+
+_SIZE = VideoSize(width=128, height=128, num_frames=33)
+PICTURES = (
+    Picture(
+        name="red_circle", prompt="a large red circle moving right on a black background", seed=1, recipe="draft",
+        size=_SIZE,
+    ),
+    Picture(
+        name="green_squares", prompt="two green squares falling on a beige background", seed=2, recipe="preview",
+        size=VideoSize(width=128, height=128, num_frames=17),
+    ),
+)  # fmt: skip
+
+
+def make(picture: Picture, profile: str, *, boundary: float | None = None) -> tuple[WanPipeline, SampleResult]:
+    """The video's latent as a profile makes it here; with another boundary than the recipe's where one is given."""
+    request = picture.request
+    if boundary is not None:
+        request = replace(request, recipe=request.recipe.with_changes(boundary=boundary))
+    pipeline = WanPipeline(find_model(MODEL), preset(profile))
+    plan = pipeline.plan(request, picture.size)
+    conditioning = pipeline.encode(plan, picture.prompt, report=Report())
+    return pipeline, pipeline.sample(plan, conditioning)
+
+
+def main() -> None:
+    LATENTS.mkdir(exist_ok=True)
+    for picture in PICTURES:
+        _, result = make(picture, "reference")
+        save_file({"samples": result.latent}, LATENTS / f"{picture.name}.safetensors")
+
+
+if __name__ == "__main__":
+    main()
