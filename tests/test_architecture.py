@@ -23,7 +23,7 @@ LAYERS = {
     "wan": {"models", "sampling", "checkpoint"},
     "composition": {
         "adaptation", "build", "choices", "component_plan", "components", "countdown", "estimate", "lora_plan", "plan",
-        "predict",
+        "predict", "recovery",
     },
     "surface": {"__init__", "__main__", "bench", "cli", "pipeline", "sample"},
 }  # fmt: skip

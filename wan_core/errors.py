@@ -21,5 +21,9 @@ class OutOfMemoryError(InputError):
     """A plan that does not fit; the sentence says how much is short and what would fit."""
 
 
+class NonFiniteError(InputError):
+    """Numbers that are not finite whatever computes them; the sentence says in which step, expert and part."""
+
+
 class Interrupted(Exception):  # noqa: N818 (it reports a wish, not an error)
     """The caller asked to stop. Raised between blocks, steps or chunks; nothing is left half done."""

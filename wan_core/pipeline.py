@@ -24,13 +24,20 @@ from .estimate import Knowledge, RunEstimate, decode_parts, learn, sampling_part
 from .hardware import Hardware
 from .hooks import RunHooks, Silent
 from .measure import measured_phase
-from .offload import Place
+from .offload import Place, Weights
 from .plan import ExecutionPlan, Workload, resolve
 from .profiles import OptimizationProfile, preset
 from .recipes import SampleRequest, VideoSize
+from .recovery.identity import facts_of
+from .recovery.journal import Journal
+from .recovery.ladder import Ladder, decode_down_the_ladder, give_back, sample_down_the_ladder, smaller_tiles
+from .recovery.state import Facts
 from .report import Report
 from .sample import Conditioning, SampleResult, sample
 from .specs import DEFAULT_NEGATIVE_PROMPT
+
+# Left free on the host when weights are moved there because the device is full.
+_HOST_HEADROOM_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,31 +147,75 @@ class WanPipeline:
         *,
         hooks: RunHooks | None = None,
         report: Report | None = None,
+        journal: Journal | None = None,
     ) -> SampleResult:
-        """Sample a latent in raw VAE space, from pure noise where none is given."""
-        hooks, report = hooks or Silent(), report or Report()
-        hooks.on_phase("build")
-        with report.phase("build"):
-            experts = measure_kernels(plan.experts, self._hardware(), report)
-            workload = experts.workload
-            if self._experts is None or self._experts.key != experts.key:
-                pair = replace(self.pair, loras=workload.loras)
-                self._experts = build_experts(experts.binding, pair, self._hardware(), previous=self._experts)
-        if latent is None:
-            latent = torch.zeros(workload.batch, self.pair.spec.out_dim, *workload.latent_size)
-        return sample(self._experts, experts, conditioning, latent, hooks=hooks, report=report)
+        """Sample a latent in raw VAE space, from pure noise where none is given.
 
-    def decode_chunks(self, plan: RunPlan, latent: Tensor, *, hooks: RunHooks | None = None) -> Iterator[Tensor]:
-        """Video chunks (B, 3, t, 8H, 8W) in [-1, 1] on the device, one frame and then four at a time."""
+        Where memory runs out the run goes on with less, from its last finished step. journal: remembers that step, and
+        writes it where it has a file.
+        """
+        hooks, report, journal = hooks or Silent(), report or Report(), journal or Journal()
+        if latent is None:
+            workload = plan.experts.workload
+            latent = torch.zeros(workload.batch, self.pair.spec.out_dim, *workload.latent_size)
+
+        def attempt(experts: ExecutionPlan) -> SampleResult:
+            hooks.on_phase("build")
+            with report.phase("build"):
+                experts = measure_kernels(experts, self._hardware(), report)
+                self._build_experts(experts)
+            return sample(self._experts, experts, conditioning, latent, hooks=hooks, report=report, journal=journal)
+
+        ladder = Ladder(profile=self.profile, hardware=self._hardware, spec=self.pair.spec)
+        return sample_down_the_ladder(attempt, plan.experts, ladder, journal, report, self._free)
+
+    def facts(
+        self, plan: RunPlan, conditioning: Conditioning, latent: Tensor | None = None, *, driver: dict[str, object]
+    ) -> Facts:
+        """Which run this is, for its journal. driver: words of the caller that are kept with the state."""
+        prompts = {"positive": conditioning.positive, "negative": conditioning.negative}
+        experts = plan.experts.with_calibration(verdict_store.read(self._hardware()))
+        return facts_of(self.pair, experts, prompts, latent, environment=self.environment(), driver=driver)
+
+    def decode_chunks(
+        self, plan: RunPlan, latent: Tensor, *, hooks: RunHooks | None = None, report: Report | None = None
+    ) -> Iterator[Tensor]:
+        """Video chunks (B, 3, t, 8H, 8W) in [-1, 1] on the device, one frame and then four at a time.
+
+        Where memory runs out they go on in smaller tiles.
+        """
         hooks = hooks or Silent()
         hooks.on_phase("decode")
         self._vae = self._vae or build_vae(plan.decode, self._vae_source)
         self._make_room(plan.decode)
-        yield from self._vae.decode_chunks(latent, plan.decode.tile, hooks)
+        smaller = smaller_tiles(self._vae_source.spec, tuple(latent.shape[2:]), plan.decode.dtype)
+        yield from decode_down_the_ladder(
+            lambda tile: self._vae.decode_chunks(latent, tile, hooks),
+            plan.decode.tile,
+            smaller,
+            report or Report(),
+            self._free,
+        )
 
     def environment(self) -> dict[str, str]:
         """The machine and the versions that a report is worth little without."""
         return self._hardware().environment()
+
+    def _build_experts(self, plan: ExecutionPlan) -> None:
+        if self._experts is None or self._experts.key != plan.key:
+            pair = replace(self.pair, loras=plan.workload.loras)
+            self._experts = build_experts(plan.binding, pair, self._hardware(), previous=self._experts)
+
+    def _free(self) -> None:
+        """Give back everything on the device that is not needed at once: what is needed comes back by itself."""
+        device = self._hardware().device
+        if device.startswith("cuda"):
+            held = [each.weights for each in (self._text, self._vae) if each]
+            held += self._experts.weights.values() if self._experts else []
+            for weights in held:
+                if weights.place is Place.DEVICE:
+                    _evict(weights, self._hardware().host_free_memory)
+        give_back(device)
 
     def _make_room(self, decode: ComponentPlan) -> None:
         """Move idle experts to the host where the decode would not fit beside them."""
@@ -184,6 +235,14 @@ class WanPipeline:
 
 def _place(component: TextEncoder | Vae | None) -> Place:
     return component.weights.place if component else Place.FILE
+
+
+def _evict(weights: Weights, host_free_memory: int) -> None:
+    """Off the device: to the host where it has room, else back to the file."""
+    if weights.nbytes + _HOST_HEADROOM_BYTES < host_free_memory:
+        weights.to_host()
+    else:
+        weights.drop()
 
 
 def open_pipeline(folder: str | Path, profile: str = "auto", *, device: str | None = None) -> WanPipeline:

@@ -1,10 +1,12 @@
 """Sampling with built experts: the one function that the ComfyUI node and the command line both call.
 
 `sample` draws the noise, lets `sampling.loop` drive the solver, asks the residency for the expert that the schedule
-names, and returns the latent with the run's report. Nothing in the step loop waits for the device.
+names, and returns the latent with the run's report. Nothing in the step loop waits for the device. Where a run stands
+is kept in its journal, from which it goes on, and a step with numbers that are not finite is done again.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -12,16 +14,21 @@ import torch
 from torch import Tensor
 
 from .components import Experts
-from .errors import InputError
+from .errors import InputError, NonFiniteError
 from .hooks import RunHooks, Silent, StepEvent
 from .measure import StepClock, measured_phase
 from .models.transformer import TextContext
 from .pacing import Pacer
 from .plan import ExecutionPlan
 from .precision import tf32
+from .recovery.culprit import find_culprit
+from .recovery.guard import guarded_steps
+from .recovery.journal import Journal
+from .recovery.safe import SAFE_KERNELS, safe_kernels
+from .recovery.state import Position
 from .report import Decision, Report
 from .sampling.guidance import GuidedVelocity
-from .sampling.loop import denoise
+from .sampling.loop import SolverStep, denoise
 from .sampling.noise import draw_noise, from_handover, is_empty, mix, to_handover, to_model_space, to_raw_space
 from .sampling.solvers import SOLVERS
 from .specs import Expert
@@ -51,18 +58,25 @@ def sample(
     *,
     hooks: RunHooks | None = None,
     report: Report | None = None,
+    journal: Journal | None = None,
 ) -> SampleResult:
     """Run the plan's schedule on a latent (B, 16, T, H, W) in raw VAE space; an all-zero latent means pure noise.
 
-    Raises `InputError` for shapes that do not fit the experts, before anything is loaded, and `Interrupted` when the
-    hooks ask to stop. Either way the experts can be used again at once.
+    journal: where the run begins, if not at its first step, and what remembers how far it came, however it ends.
+
+    Raises `InputError` for shapes that do not fit the experts, before anything is loaded, `NonFiniteError` where not
+    even the safe kernels give finite numbers, and `Interrupted` when the hooks ask to stop. In any case the experts can
+    be used again at once.
     """
-    hooks, report = hooks or Silent(), report or Report()
+    hooks, report, journal = hooks or Silent(), report or Report(), journal or Journal()
     _check(experts, conditioning, latent)
     for expert, loras in experts.loras.items():
         loras.wanted = tuple(choice.strength(expert) for choice in plan.workload.loras)
-    run = _Run(experts, plan, conditioning, hooks)
     device, split = plan.binding.device, plan.split
+    first = journal.position.next_step if journal.position else 0
+    if first >= len(split):
+        return SampleResult(latent=_finish(plan, journal.position.latent).float().cpu().clone(), report=report)
+    run = _Run(experts, plan, conditioning, hooks, report)
     report.warnings += plan.warnings
     report.decisions += _decisions(plan, experts)
     report.flops_per_step.update({expert.value: flops for expert, flops in plan.step_flops})
@@ -70,14 +84,19 @@ def sample(
         try:
             hooks.on_phase("load")
             with measured_phase(report, "load", device):
-                run.switch_to(split[0])
+                run.switch_to(split[first])
             hooks.on_phase("sample")
+            start = journal.position or Position(next_step=0, latent=_start(plan, latent, device))
             with measured_phase(report, "sample", device), Pacer(run.blocks(), hooks.should_stop):
-                denoised, clock = run.denoise(_start(plan, latent, device))
-            report.steps += clock.timings()
+                denoised = run.denoise(start.to(device), journal)
         finally:
+            run.close()
             experts.residency.release()
             report.decisions = [_as_compiled(decision, experts) for decision in report.decisions]
+            journal.flush()
+            if journal.problem:
+                report.warnings.append(journal.problem)
+            report.steps += run.clock.timings()
     if run.switch_seconds:
         report.seconds["expert switch (within sample)"] = sum(run.switch_seconds)
     # Copied outside inference mode: an ordinary tensor, which the host may do anything with.
@@ -87,14 +106,25 @@ def sample(
 class _Run:
     """What lives for one run: the active expert and the conditioning as that expert sees it."""
 
-    def __init__(self, experts: Experts, plan: ExecutionPlan, conditioning: Conditioning, hooks: RunHooks) -> None:
+    def __init__(
+        self, experts: Experts, plan: ExecutionPlan, conditioning: Conditioning, hooks: RunHooks, report: Report
+    ) -> None:
         self._experts = experts
         self._plan = plan
         self._conditioning = conditioning
         self._hooks = hooks
+        self._report = report
+        self._guidance = plan.guidance
         self._active: Expert | None = None
         self._velocity: GuidedVelocity | None = None
+        self._redone = 0
+        self._for_the_rest = ExitStack()
+        self.clock = StepClock(plan.binding.device)
         self.switch_seconds: list[float] = []
+
+    def close(self) -> None:
+        """Leave the experts as they were bound."""
+        self._for_the_rest.close()
 
     def blocks(self) -> Iterator[torch.nn.Module]:
         for transformer in self._experts.transformers.values():
@@ -108,35 +138,74 @@ class _Run:
         guided = self._plan.workload.request.recipe.guidance(expert) != 1.0
         positive = self._context(transformer, self._conditioning.positive)
         negative = self._context(transformer, self._conditioning.negative) if guided else None
-        self._velocity = GuidedVelocity(transformer, positive, negative, execution=self._plan.guidance)
+        self._velocity = GuidedVelocity(transformer, positive, negative, execution=self._guidance)
         self._active = expert
 
-    def denoise(self, latent: Tensor) -> tuple[Tensor, StepClock]:
-        """Run every step; returns the last latent in model space and the clock that timed the steps."""
-        plan, hooks = self._plan, self._hooks
-        clock = StepClock(plan.binding.device)
-        clock.mark(perf_counter())
-        schedule, solver = plan.schedule, SOLVERS[plan.workload.request.recipe.solver]
-        for step in denoise(self._predict, latent, schedule, solver):
-            expert = plan.split[step.index]
-            timestep = schedule.timesteps[step.index]
-            latent = step.latent
-            hooks.on_step(
-                StepEvent(
-                    index=step.index,
-                    num_steps=len(plan.split),
-                    expert=expert,
-                    sigma=schedule.sigmas[step.index],
-                    timestep=timestep,
-                    seconds=clock.step(step.index, expert.value, timestep, perf_counter()),
-                    denoised=step.denoised,
-                )
+    def denoise(self, start: Position, journal: Journal) -> Tensor:
+        """Run every step that is left; returns the last latent in model space."""
+        self.clock.mark(perf_counter())
+        with closing(guarded_steps(self._steps_from, start, keep=journal.keep, redo=self._redo)) as steps:
+            for step in steps:
+                self._tell(step)
+        return step.latent
+
+    def _steps_from(self, position: Position) -> Iterator[SolverStep]:
+        solver = SOLVERS[self._plan.workload.request.recipe.solver]
+        latent, start, history = position.latent, position.next_step, position.history
+        return denoise(self._predict, latent, self._plan.schedule, solver, start=start, history=history)
+
+    def _tell(self, step: SolverStep) -> None:
+        schedule, expert = self._plan.schedule, self._plan.split[step.index]
+        timestep = schedule.timesteps[step.index]
+        self._hooks.on_step(
+            StepEvent(
+                index=step.index,
+                num_steps=len(self._plan.split),
+                expert=expert,
+                sigma=schedule.sigmas[step.index],
+                timestep=timestep,
+                seconds=self.clock.step(step.index, expert.value, timestep, perf_counter()),
+                denoised=step.denoised,
             )
-        return latent, clock
+        )
+
+    def _redo(self, position: Position) -> SolverStep:
+        """One step on the safe kernels; a second one leaves the rest of the run on them."""
+        index = position.next_step
+        expert, where = self._plan.split[index], f"step {index + 1} of {len(self._plan.split)}"
+        transformer = self._experts.transformers[expert]
+        culprit = find_culprit(transformer, lambda: self._predict(position.latent, index)) or "no part when run again"
+        self._redone += 1
+        with ExitStack() as for_this_step:
+            stack = for_this_step if self._redone == 1 else self._for_the_rest
+            stack.enter_context(safe_kernels(self._experts.transformers.values()))
+            stack.callback(self._set_guidance, self._guidance)
+            self._set_guidance("sequential")
+            step = next(self._steps_from(position))
+            if not step.latent.isfinite().all():
+                raise NonFiniteError(
+                    f"{where} gives numbers that are not finite, on the safe kernels too; they first appear in the "
+                    f"{expert.value}-noise expert in {culprit}"
+                )
+        self._report.decisions.append(
+            Decision(
+                topic=f"{where}{' and all that follow' if self._redone > 1 else ''}",
+                asked="the kernels above",
+                chosen=SAFE_KERNELS,
+                reason=f"numbers that are not finite first appeared in the {expert.value}-noise expert in {culprit}",
+            )
+        )
+        return step
+
+    def _set_guidance(self, execution: str) -> None:
+        self._guidance = execution
+        self._velocity = None  # made anew, because it joins the contexts of the prompts in its own way
 
     def _predict(self, latent: Tensor, index: int) -> Tensor:
         expert = self._plan.split[index]
-        if expert is not self._active:
+        if self._velocity is None:
+            self.switch_to(expert)
+        elif expert is not self._active:
             start = perf_counter()
             self.switch_to(expert)
             self.switch_seconds.append(perf_counter() - start)
@@ -214,3 +283,7 @@ def _check(experts: Experts, conditioning: Conditioning, latent: Tensor) -> None
                 f"{name} conditioning holds {embeddings.shape[0]} prompts for {latent.shape[0]} videos, expected 1 or "
                 f"{latent.shape[0]}"
             )
+    for name, tensor in (("latent", latent), ("positive conditioning", conditioning.positive),
+                         ("negative conditioning", conditioning.negative)):  # fmt: skip
+        if not tensor.isfinite().all():
+            raise InputError(f"the {name} holds numbers that are not finite; what made it has failed")

@@ -1,0 +1,176 @@
+"""Out of memory: the steps down, each taken once, each in the report, and no finished step lost.
+
+Sampling: guidance passes one after the other; then the placement that the plan chooses for less memory, again and
+again, until the plan itself says that nothing fits. Decoding: smaller tiles. A profile without fallbacks gets none.
+Every rung needs less memory than the one before, so the ladder ends.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import OutOfMemoryError
+from ..hardware import Hardware
+from ..models.vae_tiling import Tile, decode_bytes, default_tile
+from ..plan import ExecutionPlan, resolve
+from ..predict import DTYPE_BYTES
+from ..profiles import OptimizationProfile
+from ..report import Decision, Report
+from ..specs import TransformerSpec, VaeSpec
+from .journal import Journal
+
+Result = TypeVar("Result")
+
+# Share of the memory of a plan that failed which the next one may plan with.
+_LESS = 0.85
+_SMALLER_TILES = 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ladder:
+    """What is needed to plan the same run for less memory. hardware: asked anew for each rung."""
+
+    profile: OptimizationProfile
+    hardware: Callable[[], Hardware]
+    spec: TransformerSpec
+
+    def below(self, plan: ExecutionPlan) -> ExecutionPlan | None:
+        """The next plan down from one that ran out of memory; `None` at the foot of the ladder."""
+        if self.profile.on_unsupported == "error":
+            return None
+        hardware = self.hardware()
+        settings = {"guidance.execution": "sequential", "offload.policy": "auto"}
+        if plan.guidance != "sequential" and plan.workload.is_guided:
+            settings["offload.policy"] = self.profile.offload.policy
+        else:
+            hardware = replace(hardware, free_memory=int(min(hardware.free_memory, plan.peak_bytes) * _LESS))
+        try:
+            return resolve(self.profile.with_settings(settings), hardware, self.spec, plan.workload)
+        except OutOfMemoryError:
+            return None
+
+
+def sample_down_the_ladder(
+    attempt: Callable[[ExecutionPlan], Result],
+    plan: ExecutionPlan,
+    ladder: Ladder,
+    journal: Journal,
+    report: Report,
+    free: Callable[[], None],
+) -> Result:
+    """`attempt` with the plan, and with lower ones where memory runs out; it goes on from the journal's position.
+
+    free: gives back what can be given back before the next attempt. Raises `OutOfMemoryError` in one sentence at the
+    foot of the ladder.
+    """
+    mark, num_warnings, rungs = len(report.decisions), len(report.warnings), []
+    while True:
+        try:
+            return attempt(plan)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            cause = _first_line(error)
+        # Outside the handler: the traceback held every tensor of the failed step.
+        free()
+        done = journal.position.next_step if journal.position else 0
+        where = f"in step {done + 1} of {plan.schedule.num_steps}"
+        lower = ladder.below(plan)
+        if lower is None:
+            saved = f"; the {done} finished steps are in {str(journal.saved)!r}" if done and journal.saved else ""
+            raise OutOfMemoryError(f"out of memory {where}, and there is nothing left to step down to ({cause}){saved}")
+        rungs.append(_rung(plan, lower, f"out of memory {where}, {done} finished steps kept"))
+        # What the attempts before said of themselves no longer holds.
+        del report.decisions[mark:], report.warnings[num_warnings:]
+        report.decisions += rungs
+        mark = len(report.decisions)
+        plan = lower
+
+
+def decode_down_the_ladder(
+    decode: Callable[[Tile | None], Iterator[Tensor]],
+    tile: Tile | None,
+    smaller: Callable[[Tile | None], Tile | None],
+    report: Report,
+    free: Callable[[], None],
+) -> Iterator[Tensor]:
+    """Chunks of `decode` with a tile, and with smaller ones where memory runs out; frames already given are not again.
+
+    Raises `OutOfMemoryError` in one sentence where no smaller tile is left.
+    """
+    num_given = 0
+    while True:
+        seen = 0
+        try:
+            for chunk in decode(tile):
+                seen += chunk.shape[2]
+                if seen > num_given:
+                    num_given = seen
+                    yield chunk
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            cause = _first_line(error)
+        free()
+        lower = smaller(tile)
+        if lower is None:
+            raise OutOfMemoryError(f"out of memory while decoding, also in the smallest tiles ({cause})")
+        report.decisions.append(
+            Decision(
+                topic="VAE decode after running out of memory",
+                asked=_tile_words(tile),
+                chosen=_tile_words(lower),
+                reason=f"{num_given} frames were decoded",
+                quality="near",
+            )
+        )
+        tile = lower
+
+
+def smaller_tiles(spec: VaeSpec, latent_size: tuple[int, int, int], dtype: str) -> Callable[[Tile | None], Tile | None]:
+    """The tile below a tile (or below whole frames), for a latent (T, H, W); `None` below the smallest."""
+    itemsize = DTYPE_BYTES[dtype]
+
+    def smaller(tile: Tile | None) -> Tile | None:
+        before = decode_bytes(spec, latent_size, itemsize, tile)
+        lower = default_tile(spec, latent_size, itemsize, int(before * _SMALLER_TILES))
+        return lower if lower and decode_bytes(spec, latent_size, itemsize, lower) < before else None
+
+    return smaller
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Device memory as the allocator reports it, or pinned memory as the driver does."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
+def give_back(device: str) -> None:
+    """What nobody holds any more goes back to the device."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
+def _rung(before: ExecutionPlan, after: ExecutionPlan, reason: str) -> Decision:
+    return Decision(topic="out of memory", asked=_words(before), chosen=_words(after), reason=reason)
+
+
+def _words(plan: ExecutionPlan) -> str:
+    """What a rung changes, for example "batched guidance, resident"."""
+    placement = plan.binding.placement
+    streamed = f" {placement.streamed_blocks} blocks" if placement.streamed_blocks else ""
+    guidance = f"{plan.guidance} guidance, " if plan.workload.is_guided else ""
+    return f"{guidance}{placement.policy}{streamed}"
+
+
+def _tile_words(tile: Tile | None) -> str:
+    return "whole frames" if tile is None else f"tiles of {tile.width * 8}x{tile.height * 8} pixels"
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).strip().split("\n", 1)[0].split(". ", 1)[0]
