@@ -35,6 +35,7 @@ class EncodeText(io.ComfyNode):
                 ),
                 io.String.Input(
                     "negative_prompt",
+                    optional=True,
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
@@ -55,7 +56,7 @@ class EncodeText(io.ComfyNode):
         cls,
         text_encoder: TextEncoderHandle,
         prompt: str,
-        negative_prompt: str,
+        negative_prompt: str = "",
         profile: OptimizationProfile | None = None,
     ) -> io.NodeOutput:
         hardware, report, place = host.hardware(), Report(), text_encoder.place
@@ -96,7 +97,7 @@ class EmptyLatent(io.ComfyNode):
                     tooltip=f"4n + 1 frames; the model makes {T2V_A14B.fps} per second and was trained on "
                     f"{T2V_A14B.num_frames}.",
                 ),
-                io.Int.Input("batch", default=1, min=1, max=64, tooltip="Videos at once."),
+                io.Int.Input("batch", optional=True, default=1, min=1, max=64, tooltip="Videos at once."),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )
@@ -117,7 +118,7 @@ class EmptyLatent(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, width: int, height: int, frames: int, batch: int) -> io.NodeOutput:
+    def execute(cls, width: int, height: int, frames: int, batch: int = 1) -> io.NodeOutput:
         size = VideoSize(width=width, height=height, num_frames=frames)
         shape = (batch, T2V_A14B.latent_channels, *size.latent_size)
         return io.NodeOutput({"samples": zeros(shape, device=host.result_device())})

@@ -37,6 +37,7 @@ class LoraPair(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "partner",
+                    optional=True,
                     options=[BY_NAME, NONE, *files],
                     default=BY_NAME,
                     tooltip=f"The file for the other expert. {BY_NAME}: the one whose name differs in high and low "
@@ -62,7 +63,7 @@ class LoraPair(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, lora: str, partner: str) -> str:
+    def fingerprint_inputs(cls, lora: str, partner: str = BY_NAME) -> str:
         if partner == BY_NAME:
             found = find_partner(host.model_path("loras", lora))
             return host.stamps("loras", [lora]) + (repr(found.stat().st_mtime_ns) if found else "")
@@ -70,7 +71,12 @@ class LoraPair(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, experts: ExpertsHandle, lora: str, partner: str, strength_high: float, strength_low: float
+        cls,
+        experts: ExpertsHandle,
+        lora: str,
+        partner: str = BY_NAME,
+        strength_high: float = 1.0,
+        strength_low: float = 1.0,
     ) -> io.NodeOutput:
         choice = choose_lora(
             host.model_path("loras", lora),
@@ -92,6 +98,7 @@ def _partner(choice: str) -> Partner:
 def _strength(name: str, expert: str) -> io.Float.Input:
     return io.Float.Input(
         name,
+        optional=True,
         default=1.0,
         min=-100.0,
         max=100.0,

@@ -70,6 +70,7 @@ class MoeSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "denoise",
+                    optional=True,
                     default=1.0,
                     min=0.0,
                     max=1.0,
@@ -224,7 +225,7 @@ def _custom_inputs() -> list[io.Input]:
 
 
 def _expert_inputs() -> list[io.Input]:
-    """Fields of `SampleRequest` for chained graphs and exact comparisons."""
+    """Fields of `SampleRequest` for chained graphs and exact comparisons; graphs written by hand may leave them out."""
     return [
         io.Combo.Input(
             "noise_device",
@@ -232,10 +233,17 @@ def _expert_inputs() -> list[io.Input]:
             default="device",
             tooltip="Where the noise is drawn: on the computing device as the reference does, or on the CPU as native "
             "samplers do. The numbers differ.",
+            optional=True,
             advanced=True,
         ),
         io.Int.Input(
-            "start_step", default=0, min=0, max=10000, tooltip="First step that is run, counted from 0.", advanced=True
+            "start_step",
+            default=0,
+            min=0,
+            max=10000,
+            tooltip="First step that is run, counted from 0.",
+            optional=True,
+            advanced=True,
         ),
         io.Int.Input(
             "end_step",
@@ -243,6 +251,7 @@ def _expert_inputs() -> list[io.Input]:
             min=1,
             max=10000,
             tooltip="Step before which to stop; past the end means all steps.",
+            optional=True,
             advanced=True,
         ),
         io.Combo.Input(
@@ -250,6 +259,7 @@ def _expert_inputs() -> list[io.Input]:
             options=["on", "off"],
             default="on",
             tooltip="off where the latent comes from another sampler that left its noise in.",
+            optional=True,
             advanced=True,
         ),
         io.Combo.Input(
@@ -257,6 +267,7 @@ def _expert_inputs() -> list[io.Input]:
             options=["remove", "keep"],
             default="remove",
             tooltip="keep hands the noise of end_step on to another sampler, ours or native.",
+            optional=True,
             advanced=True,
         ),
     ]

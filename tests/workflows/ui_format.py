@@ -43,12 +43,24 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, A
     for node in workflow["nodes"]:
         if node["type"] in NOTES:
             continue
-        values = node["widgets_values"]
-        named = dict(zip(widget_names(object_info[node["type"]], values), values, strict=False))
+        values, info = node["widgets_values"], object_info[node["type"]]
+        # A widget that is newer than the workflow starts on its default.
+        named = _defaults(info) | dict(zip(widget_names(info, values), values, strict=False))
         linked = {slot["name"]: origins[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
         inputs = {name: value for name, value in named.items() if not name.endswith(CONTROL)} | linked
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return graph
+
+
+def _defaults(info: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for group in ("required", "optional"):
+        for name, (kind, *rest) in info["input"].get(group, {}).items():
+            options = rest[0] if rest else {}
+            choices = kind if isinstance(kind, list) else options.get("options", [])
+            if isinstance(kind, list) or kind in WIDGET_TYPES:
+                found[name] = options.get("default", choices[0] if choices else None)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _widgets(name: str, spec: list[Any], values: list[Any]) -> Iterator[str]:
