@@ -103,6 +103,7 @@ class RandomTextEncoder:
 
     checkpoint: RandomCheckpoint
     spec: TextEncoderSpec
+    tokenizer: None = None
 
     def vocabulary(self) -> bytes:
         return vocabulary()

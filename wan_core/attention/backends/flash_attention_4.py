@@ -1,18 +1,25 @@
 """FlashAttention 4, the CuTe DSL kernels for Hopper and Blackwell: `pip install flash-attn-4` (a prerelease).
 
 The fastest exact kernel found on one H200: 662-670 TFLOP/s at 75,600 tokens, where cuDNN reaches 546-573 (2026-11-21).
-Kernels are compiled on the first call for a dtype and head dimension, not for a length; that takes some seconds.
+Kernels are compiled on the first call for a dtype and head dimension, not for a length; that takes some seconds, once:
+the library is told to keep them, in our own folder, since what it loads from there is code.
 Reads and writes (B, L, N, D).
 """
 
+import os
+
 from torch import Tensor
 
+from ...hardware import cache_folder
 from ..interface import Attend, AttentionBackend
 from .limits import Limits
 from .opaque import opaque, vendor_errors
 
 
 def _load() -> Attend:
+    # Read once, when the library is imported; whoever has set them has reasons.
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash-attn-4"))
     with vendor_errors():
         from flash_attn.cute import flash_attn_func
 
