@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import compare, decode, encode, explain, host, load, lora, optimize, sample
+from . import accelerate, compare, decode, encode, explain, host, load, lora, optimize, sample
 
 
 class WanVelocityExtension(ComfyExtension):
@@ -20,6 +20,7 @@ class WanVelocityExtension(ComfyExtension):
             encode.EncodeText,
             encode.EmptyLatent,
             sample.MoeSampler,
+            accelerate.AccelerateNativeModel,
             load.LoadVae,
             decode.DecodeLatent,
             encode.EncodeVideo,

@@ -28,6 +28,7 @@ WIDGETS = {
     "WanVelocityEncode": [],
     "WanVelocityPlan": ["recipe"],
     "WanVelocityCompare": [],
+    "WanVelocityAccelerate": [],
 }  # fmt: skip
 CUSTOM_RECIPE = ["steps", "shift", "solver", "guidance_high", "guidance_low", "boundary"]
 _WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")

@@ -99,11 +99,81 @@ class LoadedModels(io.ComfyNode):
         return io.NodeOutput(ui={"text": [json.dumps(rows)]})
 
 
+class OtherModel(io.ComfyNode):
+    """A MODEL that is no Wan."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="HostTestOtherModel", category="host test", inputs=[], outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        import comfy.model_base
+        import comfy.model_patcher
+
+        model = comfy.model_base.BaseModel.__new__(comfy.model_base.BaseModel)
+        torch.nn.Module.__init__(model)
+        model.diffusion_model = torch.nn.Linear(1, 1)
+        cpu = torch.device("cpu")
+        return io.NodeOutput(comfy.model_patcher.ModelPatcher(model, cpu, cpu))
+
+
+class Meddle(io.ComfyNode):
+    """A MODEL with everything that other packs hang on a Wan model, each piece of which changes the result."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HostTestMeddle",
+            category="host test",
+            inputs=[io.Model.Input("model"), io.Combo.Input("how", options=["override", "patches", "replaced"])],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: object, how: str) -> io.NodeOutput:
+        clone = model.clone()
+        {"override": _override, "patches": _patches, "replaced": _replace}[how](clone)
+        return io.NodeOutput(clone)
+
+
+def _override(model: object) -> None:
+    """Attention of our own making for the text, everything else passed on."""
+
+    def override(function, q, k, v, *args, **kwargs):
+        if k.shape[1] != q.shape[1]:
+            return v.mean(1, keepdim=True).expand_as(q)
+        return function(q, k, v, *args, **kwargs)
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+
+
+def _patches(model: object) -> None:
+    model.set_model_attn1_patch(lambda args: args["x"] * 0.5 + 0.01 * args["q"].mean())
+    model.set_model_attn2_patch(lambda args: args["x"] * 1.1)
+    model.set_model_double_block_patch(lambda args: {"img": args["img"] * 0.95})
+
+    def twice(args: dict, extra: dict) -> dict:
+        return extra["original_block"]({**args, "img": extra["original_block"](args)["img"]})
+
+    model.set_model_patch_replace(twice, "dit", "double_block", 1)
+
+
+def _replace(model: object) -> None:
+    """Block 0 left out, and the self attention of block 1 doubled, as object patches."""
+    model.add_object_patch("diffusion_model.blocks.0.forward", lambda x, *args, **kwargs: x)
+    attention = model.get_model_object("diffusion_model").blocks[1].self_attn
+    own = type(attention).forward
+    model.add_object_patch(
+        "diffusion_model.blocks.1.self_attn.forward", lambda *args, **kwargs: 2 * own(attention, *args, **kwargs)
+    )
+
+
 class HostTestExtension(ComfyExtension):
     """The test nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SaveTensor, RandomLatent, ClipForm, LoadedModels]
+        return [SaveTensor, RandomLatent, ClipForm, LoadedModels, OtherModel, Meddle]
 
 
 async def comfy_entrypoint() -> HostTestExtension:
