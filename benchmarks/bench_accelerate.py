@@ -1,6 +1,6 @@
 """A native Wan graph with and without Accelerate Native Wan Model, side by side in one ComfyUI, at real size.
 
-    python -m benchmarks.bench_accelerate --comfy DIR --models DIR [--size 1280x720x81] [--steps 2] [--flags "..."]
+    python -m benchmarks.bench_accelerate --comfy DIR --models DIR [--size 1280x720x81] [--steps 2] [--flags="..."]
 
 `--models` is what `benchmarks.random_model` wrote. The high-noise expert samples twice from the same noise with euler
 and guidance 4, first as ComfyUI runs it, then accelerated. Times are of whole steps (both passes of guidance), the
@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--preset", default="auto")
     parser.add_argument("--expert", default="random_high_noise_14B.safetensors")
     parser.add_argument("--text-encoder", default="random_umt5_xxl.safetensors")
+    parser.add_argument("--lora", help="a file below loras, on both arms at strength 0.8")
     parser.add_argument("--flags", default="", help="more options of ComfyUI")
     arguments = parser.parse_args()
     with comfy_server(arguments.comfy, arguments.models, arguments.flags.split(), [STOPWATCH]) as address:
@@ -54,11 +55,14 @@ def _graph(arguments: argparse.Namespace) -> Graph:
             "text_encoder": ["encoder", 0], "prompt": "a red circle", "negative_prompt": ""}),
         "latent": ("EmptyHunyuanLatentVideo", {"width": width, "height": height, "length": frames, "batch_size": 1}),
         "unet": ("UNETLoader", {"unet_name": arguments.expert, "weight_dtype": "default"}),
-        "shifted": ("ModelSamplingSD3", {"model": ["unet", 0], "shift": 5.0}),
+        "shifted": ("ModelSamplingSD3", {"model": ["lora" if arguments.lora else "unet", 0], "shift": 5.0}),
         "profile": ("WanVelocityProfile", {"preset": arguments.preset}),
         "faster": ("WanVelocityAccelerate", {"model": ["shifted", 0], "profile": ["profile", 0]}),
         "report": ("PreviewAny", {"source": ["faster", 1]}),
     }  # fmt: skip
+    if arguments.lora:
+        lora = {"model": ["unet", 0], "lora_name": arguments.lora, "strength_model": 0.8}
+        nodes["lora"] = ("LoraLoaderModelOnly", lora)
     nodes |= _arm("native", ["shifted", 0], ["latent", 0], arguments.steps)
     nodes |= _arm("accelerated", ["faster", 0], ["latent", 0], arguments.steps, reference=["native reading", 0])
     return graph_of(nodes)
