@@ -20,12 +20,12 @@ from unittest.mock import patch
 from miniature.write import write_miniature
 from wan_core.checkpoint.find import find_model
 from wan_core.estimate import observed
-from wan_core.measure import measured_phase
+from wan_core.frames import levels, on_host
 from wan_core.pipeline import WanPipeline
 from wan_core.profiles import preset
 from wan_core.recipes import SampleRequest, VideoSize, recipe
 from wan_core.report import Report
-from wan_core.video import to_uint8, write_video
+from wan_core.video import write_video
 
 
 def main() -> None:
@@ -93,13 +93,13 @@ def _runs(arguments: argparse.Namespace, folder: Path, video: Path, clock: Calla
 
 
 def _frames(pipeline: WanPipeline, plan: object, latent: object, report: Report) -> Iterator:
-    chunks = pipeline.decode_chunks(plan, latent)
+    chunks = on_host(pipeline.decode_chunks(plan, latent), levels)
     while True:
-        with measured_phase(report, "decode", plan.decode.device):
-            frames = to_uint8(chunk) if (chunk := next(chunks, None)) is not None else None
+        with report.phase("decode"):
+            frames = next(chunks, None)
         if frames is None:
             return
-        yield frames
+        yield frames[0].numpy()
 
 
 if __name__ == "__main__":

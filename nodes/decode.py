@@ -5,8 +5,9 @@ from einops import rearrange
 from torch import Tensor, empty
 
 from ..wan_core.component_plan import ComponentPlan, resolve_decode
-from ..wan_core.components import Vae, frames_last
+from ..wan_core.components import Vae
 from ..wan_core.estimate import Knowledge, decode_parts, learn
+from ..wan_core.frames import fractions, on_host
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.report import Report
 from ..wan_core.specs import video_frames
@@ -61,9 +62,12 @@ def _decode(vae: Vae, samples: Tensor, plan: ComponentPlan, hooks: host.NodeHook
     """Frames (B F, H, W, 3) in [0, 1], written to their place as they are decoded."""
     batch, _, num_latent_frames, height, width = samples.shape
     shape = (batch, video_frames(num_latent_frames), height * 8, width * 8, 3)
-    images, start = empty(shape, device=host.result_device()), 0
-    for chunk in vae.decode_chunks(samples, plan.tile, hooks):
-        end = start + chunk.shape[2]
-        images[:, start:end] = rearrange(frames_last(chunk), "(B T) H W C -> B T H W C", B=batch)
+    device = host.result_device()
+    images, start = empty(shape, device=device), 0
+    chunks = vae.decode_chunks(samples, plan.tile, hooks)
+    # Where the host wants results on the device, they never leave it.
+    for frames in on_host(chunks, fractions) if device.type == "cpu" else map(fractions, chunks):
+        end = start + frames.shape[1]
+        images[:, start:end] = frames
         start = end
     return rearrange(images, "B T H W C -> (B T) H W C")

@@ -18,7 +18,8 @@ LAYERS = {
     "facts": {"errors", "files", "hooks", "placement", "profiles", "recipes", "report", "specs"},
     "machine": {"hardware", "history", "kernels", "measure", "precision"},
     "mechanisms": {
-        "attention", "compilation", "linear", "metrics", "offload", "pacing", "parallel", "step_cache", "video",
+        "attention", "compilation", "frames", "linear", "metrics", "offload", "pacing", "parallel", "step_cache",
+        "video",
     },
     "wan": {"models", "sampling", "checkpoint"},
     "composition": {

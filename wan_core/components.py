@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from .adaptation import ExpertLoras
@@ -157,8 +156,3 @@ def _progress(hooks: RunHooks) -> Callable[[int, int], None]:
             raise Interrupted("stopped between two chunks of the VAE")
 
     return progress
-
-
-def frames_last(chunk: Tensor) -> Tensor:
-    """Video (B, 3, T, H, W) in [-1, 1] as float32 frames (B T, H, W, 3) in [0, 1], the host's IMAGE form."""
-    return rearrange(chunk.float().add(1.0).mul(0.5).clamp(0.0, 1.0), "B C T H W -> (B T) H W C")

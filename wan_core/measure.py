@@ -23,18 +23,25 @@ def peak_bytes(device: str) -> int:
 
 
 @contextmanager
+def measured_peak(report: Report, name: str, device: str) -> Iterator[None]:
+    """Record the memory peak of a phase that is timed elsewhere."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        yield
+    finally:
+        report.peak_bytes[name] = max(report.peak_bytes.get(name, 0), peak_bytes(device))
+
+
+@contextmanager
 def measured_phase(report: Report, name: str, device: str) -> Iterator[None]:
     """Time a phase and record its memory peak; the device is waited for at the end, also when the phase fails."""
-    is_cuda = device.startswith("cuda")
-    if is_cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    with report.phase(name):
+    with measured_peak(report, name, device), report.phase(name):
         try:
             yield
         finally:
-            if is_cuda:
+            if device.startswith("cuda"):
                 torch.cuda.synchronize(device)
-            report.peak_bytes[name] = max(report.peak_bytes.get(name, 0), peak_bytes(device))
 
 
 class StepClock:

@@ -1,20 +1,20 @@
 """Video files and pictures: from decoded chunks to MP4, to a contact sheet, and back.
 
-Layout: inside the core a video is (B, 3, T, H, W) in [-1, 1]; here, at its edge, frames are (T, H, W, 3) uint8.
+Frames are (T, H, W, 3) uint8 here, at the core's edge (`frames.levels`).
 Files are H.264, 4:2:0, in BT.709 limited range and marked as such: unmarked files are shown with BT.601 or BT.709 by
 the player's guess, and colours shift. H.264 is lossy; what must be kept exactly is the latent. No sound.
 PyAV and Pillow are imported when they are used, so that a machine without them can do everything else.
 """
 
+from collections import deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .errors import InputError, UnsupportedError
 from .files import check_writable, replacing
@@ -24,19 +24,13 @@ if TYPE_CHECKING:
 
 # Visually lossless at the defaults of x264.
 DEFAULT_CRF = 17
+# Chunks that may wait for the encoder: enough that neither side waits for the other's every hiccup.
+_AHEAD = 4
 _BT709 = 1
 _LIMITED_RANGE = 1
 # Flags of libswscale: bicubic, chroma at full resolution, accurate rounding. Without the last two, frames that are read
 # back are 1.0 to 1.5 levels too dark on average; with them the bias is under 0.1 (2026-11-21, PyAV 18.1).
 _ACCURATE = 0x4 | 0x2000 | 0x40000
-
-
-def to_uint8(video: Tensor) -> np.ndarray:
-    """Frames (t, H, W, 3) uint8 of a decoded chunk (1, 3, t, H, W) in [-1, 1]; values outside are clipped."""
-    assert video.ndim == 5 and video.shape[:2] == (1, 3), f"expected (1, 3, t, H, W), got {tuple(video.shape)}"
-    # Rounded, not truncated: truncation darkens every picture by half a level. float32 first: bfloat16 has 8 bits.
-    levels = video[0].float().add(1.0).mul(127.5).round().clamp(0.0, 255.0).to(torch.uint8)
-    return levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
 def check_video_path(path: Path) -> Path:
@@ -48,24 +42,24 @@ def check_video_path(path: Path) -> Path:
 def write_video(chunks: Iterable[np.ndarray], path: Path, *, fps: Fraction | int = 16, crf: int = DEFAULT_CRF) -> int:
     """Encode chunks (t, H, W, 3) uint8 as they come and return the number of frames.
 
-    A generator of chunks is drawn upon one by one, so encoding runs between the chunks of a decoder. The file appears
-    under its name only when it is complete. crf: 0 (lossless) to 51.
+    Chunks are encoded in a thread, so that whoever makes them goes on meanwhile, at most `_AHEAD` chunks ahead. The
+    file appears under its name only when it is complete. crf: 0 (lossless) to 51.
     """
     av = _pyav()
-    num_frames = 0
     with replacing(check_writable(path, ".mp4")) as temporary:
         # Made to stream: the index stands at the front of the file.
         with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = None
-            for chunk in chunks:
-                if stream is None:
-                    stream = _add_stream(av, container, chunk.shape[1:3], Fraction(fps), crf)
-                for frame in chunk:
-                    container.mux(stream.encode(_encodable(av, frame, num_frames, Fraction(fps))))
-                    num_frames += 1
-            assert stream is not None, "a video needs at least one frame"
-            container.mux(stream.encode(None))
-    return num_frames
+            encoder = _Encoder(av, container, Fraction(fps), crf)
+            with ThreadPoolExecutor(1, thread_name_prefix="mp4") as thread:
+                queued: deque[Future[None]] = deque()
+                for chunk in chunks:
+                    queued.append(thread.submit(encoder.add, chunk))
+                    if len(queued) > _AHEAD:
+                        queued.popleft().result()
+                while queued:
+                    queued.popleft().result()
+            encoder.finish()
+    return encoder.num_frames
 
 
 def read_video(path: Path) -> np.ndarray:
@@ -114,6 +108,27 @@ def _pyav() -> ModuleType:
     except (ImportError, OSError) as error:
         raise UnsupportedError(f"MP4 files need the library PyAV ('av'), which does not load here: {error}") from error
     return av
+
+
+class _Encoder:
+    """One H.264 stream in an open container, opened at the first chunk, which tells its size."""
+
+    def __init__(self, av: ModuleType, container: object, fps: Fraction, crf: int) -> None:
+        self.num_frames = 0
+        self._av, self._container, self._fps, self._crf = av, container, fps, crf
+        self._stream: object | None = None
+
+    def add(self, chunk: np.ndarray) -> None:
+        if self._stream is None:
+            self._stream = _add_stream(self._av, self._container, chunk.shape[1:3], self._fps, self._crf)
+        for pixels in chunk:
+            frame = _encodable(self._av, pixels, self.num_frames, self._fps)
+            self._container.mux(self._stream.encode(frame))
+            self.num_frames += 1
+
+    def finish(self) -> None:
+        assert self._stream is not None, "a video needs at least one frame"
+        self._container.mux(self._stream.encode(None))
 
 
 def _add_stream(av: ModuleType, container: object, size: tuple[int, int], fps: Fraction, crf: int) -> object:

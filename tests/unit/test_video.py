@@ -1,19 +1,19 @@
 """Video files: what is written is what was given, within H.264, and whole or not at all."""
 
 import sys
+import threading
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
-import torch
 
+from wan_core import video
 from wan_core.errors import InputError
 from wan_core.video import (
     check_video_path,
     contact_sheet,
     read_video,
-    to_uint8,
     write_contact_sheet,
     write_video,
 )
@@ -75,27 +75,50 @@ def test_a_higher_crf_makes_a_smaller_file(tmp_path):
     assert sizes[1] < sizes[0] / 2
 
 
-def test_chunks_are_taken_one_by_one(tmp_path, monkeypatch):
-    """Encoding of a chunk happens before the next one is asked for, so that it can run beside the decoder."""
-    order = []
+def test_chunks_are_encoded_while_the_next_ones_are_made(tmp_path, monkeypatch):
+    """The maker of chunks waits for no encoding, until the encoder is so many chunks behind."""
+    encoding, made = threading.Event(), []
     encode = av.VideoFrame.from_ndarray
 
-    def watched(array, *args, **kwargs):
-        order.append("encode")
+    def held_back(array, *args, **kwargs):
+        assert encoding.wait(60)
         return encode(array, *args, **kwargs)
 
-    class Watched:
-        from_ndarray = staticmethod(watched)
+    class HeldBack:
+        from_ndarray = staticmethod(held_back)
 
-    monkeypatch.setattr(av, "VideoFrame", Watched)
+    monkeypatch.setattr(av, "VideoFrame", HeldBack)
 
     def chunks():
-        for chunk in np.split(clip(4), 2):
-            order.append("decode")
-            yield chunk
+        for index in range(17):
+            if index == video._AHEAD:
+                assert len(made) == video._AHEAD, "nothing was waited for until now"
+                encoding.set()
+            made.append(index)
+            yield clip()[index : index + 1]
 
-    write_video(chunks(), tmp_path / "a.mp4")
-    assert order == ["decode", "encode", "encode", "decode", "encode", "encode"]
+    assert write_video(chunks(), tmp_path / "a.mp4") == 17
+    assert psnr(read_video(tmp_path / "a.mp4"), clip()) > 38
+
+
+def test_an_encoder_that_fails_stops_the_work(tmp_path, monkeypatch):
+    class Broken:
+        @staticmethod
+        def from_ndarray(array, *args, **kwargs):
+            raise RuntimeError("encoder failed")
+
+    monkeypatch.setattr(av, "VideoFrame", Broken)
+    made = []
+
+    def chunks():
+        for index in range(17):
+            made.append(index)
+            yield clip(1)
+
+    with pytest.raises(RuntimeError, match="encoder failed"):
+        write_video(chunks(), tmp_path / "a.mp4")
+    assert len(made) <= video._AHEAD + 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_video_leaves_nothing_and_keeps_what_was_there(tmp_path):
@@ -162,23 +185,6 @@ def test_unreadable_videos_are_one_sentence(tmp_path, content):
         (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(InputError, match=r"there is no file|cannot be read as a video"):
         read_video(tmp_path / "a.mp4")
-
-
-def test_levels_are_rounded_and_clipped():
-    levels = torch.tensor([-1.5, -1.0, -0.9999, 0.0, 0.0039, 0.0040, 0.999, 1.0, 7.0])
-    video = levels.reshape(1, 1, 1, 1, 9).expand(1, 3, 2, 4, 9)
-    frames = to_uint8(video)
-    assert (frames.shape, frames.dtype, frames.flags.c_contiguous) == ((2, 4, 9, 3), np.uint8, True)
-    assert frames[1, 3, :, 2].tolist() == [0, 0, 0, 128, 128, 128, 255, 255, 255]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_levels_survive_the_way_there_and_back(dtype):
-    """A level written as value / 127.5 - 1 comes back as itself, as far as the dtype can hold it."""
-    levels = torch.arange(256)
-    video = (levels / 127.5 - 1).to(dtype).reshape(1, 1, 1, 1, 256).expand(1, 3, 1, 1, 256)
-    error = np.abs(to_uint8(video)[0, 0, :, 0].astype(int) - levels.numpy())
-    assert error.max() <= {torch.float32: 0, torch.float16: 0, torch.bfloat16: 1}[dtype]
 
 
 def test_contact_sheet_shows_first_and_last_in_reading_order():

@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import check_writable, replacing
+from ..frames import levels, on_host
 from ..hooks import RunHooks
-from ..measure import measured_phase
+from ..measure import measured_peak
 from ..pipeline import RunPlan, WanPipeline
 from ..report import Report
 from ..specs import T2V_A14B
-from ..video import check_video_path, to_uint8, write_contact_sheet, write_video
+from ..video import check_video_path, write_contact_sheet, write_video
 from . import options
 from .progress import progress_hooks
 
@@ -80,14 +81,15 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
 def _frames(
     pipeline: WanPipeline, plan: RunPlan, latent: Tensor, hooks: RunHooks, report: Report
 ) -> Iterator[np.ndarray]:
-    chunks = pipeline.decode_chunks(plan, latent, hooks=hooks)
-    while True:
-        with measured_phase(report, "decode", plan.decode.device):
-            chunk = next(chunks, None)
-            frames = None if chunk is None else to_uint8(chunk)
-        if frames is None:
-            return
-        yield frames
+    chunks = on_host(pipeline.decode_chunks(plan, latent, hooks=hooks), levels)
+    with measured_peak(report, "decode", plan.decode.device):
+        while True:
+            # Nothing is waited for but the frames themselves: while they are encoded, the device decodes the next.
+            with report.phase("decode"):
+                frames = next(chunks, None)
+            if frames is None:
+                return
+            yield frames[0].numpy()
 
 
 def _write(arguments: argparse.Namespace, chunks: Iterator[np.ndarray]) -> list[np.ndarray]:

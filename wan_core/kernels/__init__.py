@@ -1,1 +1,1 @@
-"""The elementwise work of a transformer block: what it computes, in PyTorch, and fused kernels for the same."""
+"""The elementwise work of the models: what it computes, in PyTorch, and fused kernels for the same."""

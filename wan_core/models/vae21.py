@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..kernels.vae import TORCH, VaeKernels
 from ..specs import VaeSpec, video_frames
 from .vae_layers import (
     CausalConv3d,
@@ -94,21 +95,21 @@ class Encoder(nn.Module):
     `outer` takes video to features at the latent's resolution, by convolutions alone; `inner` has the attention.
     """
 
-    def __init__(self, spec: VaeSpec) -> None:
+    def __init__(self, spec: VaeSpec, kernels: VaeKernels = TORCH) -> None:
         super().__init__()
         self.conv1 = CausalConv3d(_VIDEO_CHANNELS, spec.dim, (3, 3, 3))
         layers: list[nn.Module] = []
         before = spec.dim
         for multiplier, temporal in zip(spec.dim_multipliers, (*spec.temporal_downsample, None), strict=True):
             channels = spec.dim * multiplier
-            layers.append(ResidualBlock(before, channels))
-            layers += [ResidualBlock(channels, channels) for _ in range(spec.num_res_blocks - 1)]
+            layers.append(ResidualBlock(before, channels, kernels))
+            layers += [ResidualBlock(channels, channels, kernels) for _ in range(spec.num_res_blocks - 1)]
             if temporal is not None:
                 layers.append(Downsample(channels, temporal=temporal))
             before = channels
         self.downsamples = nn.ModuleList(layers)
-        self.middle = Middle(before)
-        self.head = Head(before, 2 * spec.latent_channels)
+        self.middle = Middle(before, kernels)
+        self.head = Head(before, 2 * spec.latent_channels, kernels)
         self._num_full_rate = 1 + min(_resamples_time(layers), default=len(layers) - 1)
 
     def outer(self, video: Tensor, cache: FeatureCache) -> Tensor:
@@ -130,19 +131,19 @@ class Decoder(nn.Module):
     by convolutions alone.
     """
 
-    def __init__(self, spec: VaeSpec) -> None:
+    def __init__(self, spec: VaeSpec, kernels: VaeKernels = TORCH) -> None:
         super().__init__()
         levels = decoder_levels(spec)
         self.conv1 = CausalConv3d(spec.latent_channels, levels[0].channels, (3, 3, 3))
-        self.middle = Middle(levels[0].channels)
+        self.middle = Middle(levels[0].channels, kernels)
         layers: list[nn.Module] = []
         for level in levels:
-            layers.append(ResidualBlock(level.in_channels, level.channels))
-            layers += [ResidualBlock(level.channels, level.channels) for _ in range(spec.num_res_blocks)]
+            layers.append(ResidualBlock(level.in_channels, level.channels, kernels))
+            layers += [ResidualBlock(level.channels, level.channels, kernels) for _ in range(spec.num_res_blocks)]
             if level.upsample != "none":
-                layers.append(Upsample(level.channels, temporal=level.upsample == "space-time"))
+                layers.append(Upsample(level.channels, temporal=level.upsample == "space-time", kernels=kernels))
         self.upsamples = nn.ModuleList(layers)
-        self.head = Head(levels[-1].channels, _VIDEO_CHANNELS)
+        self.head = Head(levels[-1].channels, _VIDEO_CHANNELS, kernels)
         self._num_low_rate = 1 + max(_resamples_time(layers), default=-1)
 
     def inner(self, latent: Tensor, cache: FeatureCache) -> Tensor:
@@ -175,13 +176,13 @@ class WanVae(nn.Module):
     run progress.
     """
 
-    def __init__(self, spec: VaeSpec) -> None:
+    def __init__(self, spec: VaeSpec, kernels: VaeKernels = TORCH) -> None:
         super().__init__()
         self.spec = spec
-        self.encoder = Encoder(spec)
+        self.encoder = Encoder(spec, kernels)
         self.conv1 = nn.Conv3d(2 * spec.latent_channels, 2 * spec.latent_channels, 1)
         self.conv2 = nn.Conv3d(spec.latent_channels, spec.latent_channels, 1)
-        self.decoder = Decoder(spec)
+        self.decoder = Decoder(spec, kernels)
 
     def decode_chunks(self, latent: Tensor) -> Iterator[Tensor]:
         """Raw latent (B, 16, T, H, W) to T video chunks (B, 3, t, 8H, 8W) in [-1, 1], of 1 frame and then 4 each.

@@ -5,17 +5,22 @@ in a `FeatureCache` that one run creates and that dies with it; the modules hold
 abandoned between chunks and two runs may interleave.
 
 Layouts: x is (B, C, T, H, W). A window is x with the frames before it in front, (B, C, past + T, H, W), allocated in
-one place (`FeatureCache.window`); norm and SiLU write straight into it, so that nothing is concatenated. Parameter
-names are the official checkpoint's, which is why submodules have numbers for names. Inference only: the layers write
-into buffers and must run without gradients.
+one place (`FeatureCache.window`); norm and SiLU write straight into it, so that nothing is concatenated. Memory is
+channels last throughout: that is how tensor cores read convolutions, a norm then runs along a row, and the frames of a
+video are one after the other. Between the convolutions stands the work of `kernels.vae`, bound when a VAE is built.
+Parameter names are the official checkpoint's, which is why submodules have numbers for names. Inference only: the
+layers write into buffers and must run without gradients.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from ..kernels import vae as plain
+from ..kernels.vae import VaeKernels
+
+LAYOUT = torch.channels_last_3d
 
 
 class CausalConv3d(nn.Conv3d):
@@ -28,6 +33,11 @@ class CausalConv3d(nn.Conv3d):
 
     def forward(self, window: Tensor, cache: "FeatureCache") -> Tensor:
         """Convolve the window and leave its last frames in the cache."""
+        out = self.without_bias(window, cache)
+        return out.add_(plain.channels(self.bias, out))
+
+    def without_bias(self, window: Tensor, cache: "FeatureCache") -> Tensor:
+        """The same, with the bias left to what follows: cuDNN adds it in a pass of its own."""
         # A window shorter than the kernel has only zeros before it: leave out the taps that would meet them.
         absent = max(self.kernel_size[0] - window.shape[2], 0)
         out = _convolve(window, self.weight[:, :, absent:], self)
@@ -38,8 +48,8 @@ class CausalConv3d(nn.Conv3d):
 def _convolve(window: Tensor, weight: Tensor, conv: CausalConv3d) -> Tensor:
     if window.device.type == "cpu" and window.dtype is torch.float32 and torch.backends.mkldnn.is_available():
         # On a CPU `conv3d` takes oneDNN for batches only; a single video would be five to ten times slower.
-        return torch.mkldnn_convolution(window, weight, conv.bias, conv.padding, conv.stride, conv.dilation, 1)
-    return F.conv3d(window, weight, conv.bias, conv.stride, conv.padding)
+        return torch.mkldnn_convolution(window, weight, None, conv.padding, conv.stride, conv.dilation, 1)
+    return F.conv3d(window, weight, None, conv.stride, conv.padding)
 
 
 class FeatureCache:
@@ -58,7 +68,8 @@ class FeatureCache:
         past = self._past.pop(conv, None)
         batch, channels, frames, height, width = x.shape
         num_past = 0 if past is None and frames == 1 else conv.num_past
-        window = x.new_empty(batch, channels, num_past + frames, height, width)
+        shape = batch, channels, num_past + frames, height, width
+        window = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAYOUT)
         if past is None:
             window[:, :, :num_past].zero_()
         else:
@@ -82,33 +93,29 @@ class RmsNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * num_axes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.into(torch.empty_like(x), x)
-
-    def into(self, out: Tensor, x: Tensor) -> Tensor:
-        """Write the norm of x to `out` and return it."""
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        torch.mul(x, math.sqrt(x.shape[1]) / length.clamp_min_(1e-12), out=out)
-        return out.mul_(self.gamma)
+        return plain.norm(x, self.gamma, torch.empty_like(x))
 
 
 def window_of(x: Tensor, conv: CausalConv3d, cache: FeatureCache) -> Tensor:
     """x behind the past of `conv`."""
     window = cache.window(conv, x)
-    window[:, :, -x.shape[2] :].copy_(x)
+    _new_frames(window, x).copy_(x)
     return window
 
 
-def activated_window(x: Tensor, norm: RmsNorm, conv: CausalConv3d, cache: FeatureCache) -> Tensor:
-    """silu(norm(x)) behind the past of `conv`."""
-    window = cache.window(conv, x)
-    F.silu(norm.into(window[:, :, -x.shape[2] :], x), inplace=True)
-    return window
+def _new_frames(window: Tensor, x: Tensor) -> Tensor:
+    return window[:, :, -x.shape[2] :]
+
+
+def pointwise(x: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
+    """A convolution with kernel 1 in every axis, as a matrix product over pixels: (B, C, ...) -> (B, O, ...)."""
+    return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
 
 
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1x1 convolution on x where the channels change."""
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, kernels: VaeKernels = plain.TORCH) -> None:
         super().__init__()
         self.residual = nn.ModuleDict(
             {
@@ -119,47 +126,46 @@ class ResidualBlock(nn.Module):
             }
         )
         self.shortcut = nn.Conv3d(in_channels, channels, 1) if in_channels != channels else None
+        self.kernels = kernels
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
         norm1, conv1, norm2, conv2 = self.residual.values()
-        h = conv1(activated_window(x, norm1, conv1, cache), cache)
-        window = activated_window(h, norm2, conv2, cache)
-        del h  # one large tensor less while the second convolution runs
-        h = conv2(window, cache)
+        window = cache.window(conv1, x)
+        self.kernels.activate(x, None, norm1.gamma, _new_frames(window, x))
+        h = conv1.without_bias(window, cache)
+        del window  # one large tensor less while the second convolution runs
+        window = cache.window(conv2, h)
+        self.kernels.activate(h, conv1.bias, norm2.gamma, _new_frames(window, h))
+        del h
+        h = conv2.without_bias(window, cache)
         del window
-        return h.add_(x if self.shortcut is None else self.shortcut(x))
+        return self.kernels.add(h, conv2.bias, x if self.shortcut is None else pointwise(x, self.shortcut))
 
 
 class AttentionBlock(nn.Module):
     """x + single-head attention within each frame."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, kernels: VaeKernels = plain.TORCH) -> None:
         super().__init__()
         self.norm = RmsNorm(channels, 2)
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
+        self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, _, height, width = x.shape
-        frames = self.norm(rearrange(x, "B C T H W -> (B T) C H W"))
-        # The 1x1 convolutions run as products over tokens: q, k, v then have their channels contiguous without a copy,
-        # which is what fused attention kernels ask for.
-        qkv = _pointwise(rearrange(frames, "F C H W -> F (H W) C"), self.to_qkv)
-        q, k, v = rearrange(qkv, "F L (three D) -> three F 1 L D", three=3)
-        out = _pointwise(rearrange(F.scaled_dot_product_attention(q, k, v), "F 1 L D -> F L D"), self.proj)
-        return x + rearrange(out, "(B T) (H W) C -> B C T H W", B=batch, H=height, W=width)
-
-
-def _pointwise(tokens: Tensor, conv: nn.Conv2d) -> Tensor:
-    return F.linear(tokens, conv.weight.flatten(1), conv.bias)
+        qkv = pointwise(self.norm(rearrange(x, "B C T H W -> (B T) C H W")), self.to_qkv)
+        q, k, v = rearrange(qkv, "F (three D) H W -> three F (H W) D", three=3)
+        out = rearrange(self.kernels.attend(q, k, v), "F (H W) D -> F D H W", H=height, W=width)
+        return x + rearrange(pointwise(out, self.proj), "(B T) C H W -> B C T H W", B=batch)
 
 
 class Middle(nn.ModuleList):
     """Residual block, attention, residual block, at the latent's resolution."""
 
-    def __init__(self, channels: int) -> None:
-        blocks = ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels)
-        super().__init__(blocks)
+    def __init__(self, channels: int, kernels: VaeKernels = plain.TORCH) -> None:
+        before, after = (ResidualBlock(channels, channels, kernels) for _ in range(2))
+        super().__init__((before, AttentionBlock(channels, kernels), after))
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
         before, attention, after = self
@@ -169,32 +175,36 @@ class Middle(nn.ModuleList):
 class Head(nn.ModuleDict):
     """conv(silu(norm(x)))."""
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, kernels: VaeKernels = plain.TORCH) -> None:
         super().__init__({"0": RmsNorm(in_channels, 3), "2": CausalConv3d(in_channels, channels, (3, 3, 3))})
+        self.kernels = kernels
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
         norm, conv = self.values()
-        return conv(activated_window(x, norm, conv, cache), cache)
+        window = cache.window(conv, x)
+        self.kernels.activate(x, None, norm.gamma, _new_frames(window, x))
+        return conv(window, cache)
 
 
 class Upsample(nn.Module):
     """Twice the rows and columns and half the channels, after twice the frames where `temporal`."""
 
-    def __init__(self, channels: int, *, temporal: bool) -> None:
+    def __init__(self, channels: int, *, temporal: bool, kernels: VaeKernels = plain.TORCH) -> None:
         super().__init__()
         self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3, padding=1)})
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
+        self.kernels = kernels
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
-        batch = x.shape[0]
+        batch, conv = x.shape[0], self.resample["1"]
         if self.time_conv is None or cache.at_start:
             x = rearrange(x, "B C T H W -> (B T) C H W")
         else:
             # The first latent frame never enters this convolution, so at the second one its past is still empty.
             x = self.time_conv(window_of(x, self.time_conv, cache), cache)
-            x = rearrange(x, "B (two C) T H W -> (B T two) C H W", two=2)
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
-        return rearrange(self.resample["1"](x), "(B T) C H W -> B C T H W", B=batch)
+            # Channels last, where frames and pixels come before the channels in memory.
+            x = rearrange(x, "B (two C) T H W -> (B T two) H W C", two=2).movedim(-1, 1)
+        return rearrange(self.kernels.enlarge(x, conv.weight, conv.bias), "(B T) C H W -> B C T H W", B=batch)
 
 
 class Downsample(nn.Module):

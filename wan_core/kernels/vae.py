@@ -1,0 +1,133 @@
+"""The work of the VAE between its convolutions, as functions that a build can bind otherwise.
+
+At 1280x720 the widest features are 177 MB a frame in bfloat16, so whatever passes over them once more than it must is
+felt: written out in single operators, a norm with its SiLU takes seven passes, a bias two, a residual sum three.
+`TORCH` is the definition, in plain PyTorch; `triton_vae.TRITON` computes the same, each in one kernel, in float32
+inside and with one rounding at the end.
+
+Layout: x is (B, C, T, H, W) and frames are (F, C, H, W), in any memory format for `TORCH`, channels last for `TRITON`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeKernels:
+    """What a VAE is built with; `name` is for reports.
+
+    activate(x, bias, gamma, out): silu(norm(x + bias) * gamma) to `out`, a view of a window; uses x up where there is a
+    bias, which is the one that the convolution before has left to do.
+    add(h, bias, x): h + bias + x in the memory of h.
+    enlarge(frames, weight, bias): a 3x3 convolution over twice the rows and columns, (F, C, H, W) -> (F, O, 2H, 2W).
+    attend(q, k, v): single-head attention, all (F, L, D).
+    """
+
+    name: str
+    activate: Callable[[Tensor, Tensor | None, Tensor, Tensor], None]
+    add: Callable[[Tensor, Tensor, Tensor], Tensor]
+    enlarge: Callable[[Tensor, Tensor, Tensor], Tensor]
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def norm(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
+    """x / max(|x|, 1e-12) * sqrt(C) * gamma, with the length |x| over the channels (dimension 1) in float32."""
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    torch.mul(x, math.sqrt(x.shape[1]) / length.clamp_min_(1e-12), out=out)
+    return out.mul_(gamma)
+
+
+def activate(x: Tensor, bias: Tensor | None, gamma: Tensor, out: Tensor) -> None:
+    """silu(norm(x + bias) * gamma) to `out`."""
+    F.silu(norm(x if bias is None else x.add_(channels(bias, x)), gamma, out), inplace=True)
+
+
+def add(h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """h + bias + x in the memory of h."""
+    return h.add_(channels(bias, h)).add_(x)
+
+
+def channels(vector: Tensor, x: Tensor) -> Tensor:
+    """A vector over the channels, shaped to meet x (B, C, ...)."""
+    return vector.view(-1, *(1,) * (x.ndim - 2))
+
+
+def enlarge(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 3x3 convolution over frames with every pixel doubled, row and column."""
+    return F.conv2d(F.interpolate(frames, scale_factor=2.0, mode="nearest-exact"), weight, bias, padding=1)
+
+
+def merged_weight(weight: Tensor) -> Tensor:
+    """A 3x3 kernel over doubled pixels as four 2x2 kernels over the pixels themselves: (O, C, 3, 3) -> (4 O, C, 2, 2).
+
+    Of three rows of doubled pixels two are the same: an even row of the output sees the pixel above it by the first
+    tap and its own by the sum of the others, an odd row its own by the sum of the first two and the one below by the
+    last. Output channels are (row, column, O); the sums are made in float32.
+    """
+    taps = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float32)
+    merged = torch.einsum("pak,qbl,ockl->pqocab", taps, taps, weight.float())
+    return merged.flatten(0, 2).to(weight.dtype)
+
+
+def phases(frames: Tensor, weight: Tensor) -> Tensor:
+    """The four kernels of `merged_weight` at every corner of the pixels: (F, C, H, W) -> (F, 4 O, H + 1, W + 1)."""
+    return F.conv2d(frames, merged_weight(weight), padding=1)
+
+
+def interleave(corners: Tensor, bias: Tensor) -> Tensor:
+    """Put what `phases` found to its place and add the bias: (F, 4 O, H + 1, W + 1) -> (F, O, 2H, 2W)."""
+    num_frames, _, height, width = corners.shape
+    by_phase = rearrange(corners, "F (p q O) H W -> F p q O H W", p=2, q=2)
+    out = corners.new_empty(num_frames, by_phase.shape[3], 2 * height - 2, 2 * width - 2)
+    out = out.to(memory_format=torch.channels_last)
+    for p in (0, 1):
+        for q in (0, 1):
+            found = by_phase[:, p, q, :, p : height - 1 + p, q : width - 1 + q]
+            torch.add(found, channels(bias, out), out=out[:, :, p::2, q::2])
+    return out
+
+
+def enlarge_merged(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`enlarge` in 4/9 of its operations and without the doubled pixels; only the sums of weights round anew."""
+    return interleave(phases(frames, weight), bias)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's own choice, which for heads as wide as this one is its memory-efficient kernel."""
+    return F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)).squeeze(1)
+
+
+# Scores that are alive at once, in bytes: enough to fill a device, little beside the rest of a decode.
+_SCORE_BYTES = 2**28
+
+
+def attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two matrix products with a softmax between them, for some queries at a time; scores in float32 throughout.
+
+    For heads that no flash kernel takes: plain products run at several times the rate of the memory-efficient kernel.
+    """
+    out = torch.empty_like(q)
+    rows = max(_SCORE_BYTES // (4 * k.shape[1]) // 128 * 128, 128)
+    for frame in range(q.shape[0]):
+        keys, values = k[frame].t(), v[frame]
+        for start in range(0, q.shape[1], rows):
+            some = slice(start, start + rows)
+            scores = _product_in_float32(q[frame, some], keys)
+            weights = torch.softmax(scores.mul_(q.shape[2] ** -0.5), dim=-1)
+            torch.mm(weights.to(v.dtype), values, out=out[frame, some])
+    return out
+
+
+def _product_in_float32(a: Tensor, b: Tensor) -> Tensor:
+    if a.is_cuda and a.dtype is not torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+TORCH = VaeKernels(name="torch", activate=activate, add=add, enlarge=enlarge, attend=attend)
