@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import accelerate, compare, decode, encode, explain, host, load, lora, optimize, sample
+from . import accelerate, compare, decode, encode, explain, host, load, lora, optimize, routes, sample
 
 
 class WanVelocityExtension(ComfyExtension):
@@ -10,6 +10,7 @@ class WanVelocityExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         host.register_pack_models()
+        routes.register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

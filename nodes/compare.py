@@ -6,7 +6,7 @@ from torch import Tensor, empty
 
 from ..wan_core.errors import InputError, Interrupted
 from ..wan_core.metrics import compare_latents, compare_videos
-from . import host, native
+from . import host, live, native
 
 # How much stronger than it is the difference is shown.
 GAIN = 8
@@ -55,7 +55,7 @@ class Compare(io.ComfyNode):
         if images_a is not None:
             # A fourth channel is alpha, which a video has no use for.
             pictures = [images_a[..., :3], images_b[..., :3]]
-            hooks = host.NodeHooks(cls.hidden.unique_id)
+            hooks = live.NodeHooks(cls.hidden.unique_id)
             with host.interruptible():
                 comparison = compare_videos(*pictures, on_frame=lambda done, total: _advance(hooks, done, total))
         else:
@@ -94,7 +94,7 @@ def _check_connected(**inputs: object) -> None:
         )
 
 
-def _advance(hooks: host.NodeHooks, done: int, total: int) -> None:
+def _advance(hooks: live.NodeHooks, done: int, total: int) -> None:
     hooks.on_chunk(done, total)
     if hooks.should_stop():
         raise Interrupted

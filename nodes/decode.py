@@ -11,7 +11,7 @@ from ..wan_core.frames import fractions, on_host
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.report import Report
 from ..wan_core.specs import video_frames
-from . import host, native
+from . import host, live, native
 from .handles import VaeHandle
 from .io_types import WanProfile, WanVae
 
@@ -51,14 +51,14 @@ class DecodeLatent(io.ComfyNode):
         plan = resolve_decode(profile or preset("auto"), hardware, vae.spec, tuple(samples.shape[2:]))
         shape = (samples.shape[0], *samples.shape[2:])
         parts = decode_parts(plan, vae.spec, shape, Knowledge.of(hardware), place=vae.place)
-        hooks = host.NodeHooks(cls.hidden.unique_id)
+        hooks = live.NodeHooks(cls.hidden.unique_id)
         with host.interruptible(), report.phase("decode"):
             images = _decode(vae.ready(plan, hooks.on_load), samples, plan, hooks)
         learn(parts, report, hardware)
         return io.NodeOutput(images)
 
 
-def _decode(vae: Vae, samples: Tensor, plan: ComponentPlan, hooks: host.NodeHooks) -> Tensor:
+def _decode(vae: Vae, samples: Tensor, plan: ComponentPlan, hooks: live.NodeHooks) -> Tensor:
     """Frames (B F, H, W, 3) in [0, 1], written to their place as they are decoded."""
     batch, _, num_latent_frames, height, width = samples.shape
     shape = (batch, video_frames(num_latent_frames), height * 8, width * 8, 3)

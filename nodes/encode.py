@@ -11,7 +11,7 @@ from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import FRAME_STEP, MAX_SIDE, SIZE_STEP, VideoSize
 from ..wan_core.report import Report
 from ..wan_core.specs import DEFAULT_NEGATIVE_PROMPT, T2V_A14B
-from . import host, native
+from . import host, live, native
 from .handles import TextEncoderHandle, VaeHandle
 from .io_types import WanProfile, WanTextEncoder, WanVae
 
@@ -61,7 +61,7 @@ class EncodeText(io.ComfyNode):
     ) -> io.NodeOutput:
         hardware, report, place = host.hardware(), Report(), text_encoder.place
         plan = resolve_text(profile or preset("auto"), hardware, text_encoder.spec)
-        hooks = host.NodeHooks(cls.hidden.unique_id)
+        hooks = live.NodeHooks(cls.hidden.unique_id)
         prompts = {"prompt": prompt, "negative prompt": negative_prompt.strip() or DEFAULT_NEGATIVE_PROMPT}
         with host.interruptible(), report.phase("text"):
             encoder = text_encoder.ready(plan, list(prompts.values()), hooks.on_load)
@@ -149,7 +149,7 @@ class EncodeVideo(io.ComfyNode):
         num_frames, height, width, _ = images.shape
         size = VideoSize(width=width, height=height, num_frames=num_frames)
         plan = resolve_decode(profile or preset("auto"), host.hardware(), vae.spec, size.latent_size)
-        hooks = host.NodeHooks(cls.hidden.unique_id)
+        hooks = live.NodeHooks(cls.hidden.unique_id)
         # A fourth channel is alpha, which a video has no use for.
         video = rearrange(images[..., :3], "T H W C -> 1 C T H W").mul(2.0).sub(1.0)
         with host.interruptible():

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
-from ..wan_core.component_plan import resolve_decode, resolve_text
+from ..wan_core.component_plan import ComponentPlan, resolve_decode, resolve_text
 from ..wan_core.estimate import Knowledge, RunEstimate, decode_parts, sampling_parts, text_parts
-from ..wan_core.plan import Workload, resolve
+from ..wan_core.outlook import estimate_facts, part_facts, plan_facts
+from ..wan_core.plan import ExecutionPlan, Workload, resolve
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import SampleRequest
 from . import host, native
@@ -59,14 +60,22 @@ class ShowPlan(io.ComfyNode):
             loras=experts.pair.loras,
         )
         known = Knowledge.of(hardware)
-        plans = [resolve(profile, hardware, experts.pair.spec, workload, known.calibration)]
-        parts = list(sampling_parts(plans[0], experts.pair.spec, known))
+        plan = resolve(profile, hardware, experts.pair.spec, workload, known.calibration)
+        plans: dict[str, ExecutionPlan | ComponentPlan] = {"experts": plan}
+        parts = list(sampling_parts(plan, experts.pair.spec, known))
         if text_encoder is not None:
-            plans.insert(0, resolve_text(profile, hardware, text_encoder.spec))
-            parts = [*text_parts(plans[0], text_encoder.spec, known), *parts]
+            text_plan = resolve_text(profile, hardware, text_encoder.spec)
+            plans = {"text encoder": text_plan, **plans}
+            parts = [*text_parts(text_plan, text_encoder.spec, known), *parts]
         if vae is not None:
-            plans.append(resolve_decode(profile, hardware, vae.spec, size))
-            parts += decode_parts(plans[-1], vae.spec, (workload.batch, *size), known)
+            plans["VAE decode"] = resolve_decode(profile, hardware, vae.spec, size)
+            parts += decode_parts(plans["VAE decode"], vae.spec, (workload.batch, *size), known)
         estimate = RunEstimate(parts=tuple(parts))
-        text = "\n\n".join((*(plan.to_text() for plan in plans), estimate.to_text()))
-        return io.NodeOutput(text, ui=ui.PreviewText(text))
+        text = "\n\n".join((*(each.to_text() for each in plans.values()), estimate.to_text()))
+        shown = {
+            **plan_facts(plan),
+            "estimate": estimate_facts(estimate),
+            "parts": [part_facts(name, each) for name, each in plans.items() if each is not plan],
+            "text": text,
+        }
+        return io.NodeOutput(text, ui={"text": (text,), "wan_velocity": [shown]})

@@ -1,7 +1,8 @@
 """The host adapter: everything our nodes ask of ComfyUI, apart from memory management (`patcher.py`).
 
-Files, device, progress, previews and interruption. No other file of the nodes imports comfy, folder_paths,
-latent_preview or server, so that another host needs another one of these.
+Files, device, interruption and messages; `live.py` has the progress of a running node, `routes.py` what the editor asks
+before a run. No other file of the nodes imports comfy, folder_paths, latent_preview or server, so that another host
+needs another one of these.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,16 +12,13 @@ from pathlib import Path
 
 import comfy.latent_formats
 import comfy.model_management
-import comfy.utils
 import folder_paths
-import latent_preview
 import torch
 from server import PromptServer
 
 from ..wan_core.checkpoint.locate import is_shard, weight_files
 from ..wan_core.errors import InputError, Interrupted
 from ..wan_core.hardware import Hardware
-from ..wan_core.hooks import StepEvent
 from .patcher import available_bytes
 
 PACK_ROOT = Path(__file__).parent.parent
@@ -60,11 +58,15 @@ def stamps(kind: str, names: Sequence[str | None]) -> str:
     return repr([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
-def hardware() -> Hardware:
-    """The device that the host computes on, with what it would evict for us counted as free."""
+def hardware(*, measure: bool = True) -> Hardware:
+    """The device that the host computes on, with what it would evict for us counted as free.
+
+    measure: `False` while something else runs, which times of its own would be wrong for and a disturbance to.
+    """
     device = comfy.model_management.get_torch_device()
-    _make_room_to_measure(device)
-    return Hardware.detect(str(device), free_memory=available_bytes(device))
+    if measure:
+        _make_room_to_measure(device)
+    return Hardware.detect(str(device), free_memory=available_bytes(device), measure=measure)
 
 
 @cache
@@ -94,57 +96,19 @@ def interruptible() -> Iterator[None]:
         raise
 
 
+def listener() -> str | None:
+    """The client that queued the running job, if it is there to listen."""
+    client = PromptServer.instance.client_id
+    return client if client in PromptServer.instance.sockets else None
+
+
 def say(text: str, node_id: str) -> None:
-    """Show a line of text on a node."""
-    PromptServer.instance.send_progress_text(text, node_id)
+    """Show a line of text on a node, to whoever queued the job."""
+    if client := listener():
+        PromptServer.instance.send_progress_text(text, node_id, client)
 
 
-class NodeHooks:
-    """Progress bar, previews, remaining time and interruption of one running node."""
-
-    def __init__(self, node_id: str, *, previews: bool = False) -> None:
-        self._node_id = node_id
-        self._counted: str | None = None
-        self._bar: comfy.utils.ProgressBar | None = None
-        self._previewer = None
-        self._seconds: list[float] = []
-        if previews:
-            device = comfy.model_management.get_torch_device()
-            self._previewer = latent_preview.get_previewer(device, latent_format())
-
-    def on_phase(self, name: str) -> None:
-        """Nothing to show: what a phase counts says more."""
-
-    def on_load(self, what: str, done: int, total: int) -> None:
-        if what != self._counted:
-            say(f"loading {what}, {total / 2**30:.3g} GiB", self._node_id)
-        self._advance(what, done, total)
-
-    def on_step(self, event: StepEvent) -> None:
-        self._seconds.append(event.seconds)
-        done, preview = event.index + 1, None
-        if self._previewer is not None:
-            # The first latent frame stands for one frame of video only; the middle shows what is going on.
-            middle = event.denoised.shape[2] // 2
-            frame = event.denoised[:1, :, middle : middle + 1]
-            preview = self._previewer.decode_latent_to_preview_image("JPEG", frame)
-        say(f"{event.expert.value} noise, {self._remaining(event.num_steps - done)}", self._node_id)
-        self._advance("steps", done, event.num_steps, preview)
-
-    def on_chunk(self, done: int, total: int) -> None:
-        self._advance("latent frames", done, total)
-
-    def should_stop(self) -> bool:
-        return comfy.model_management.processing_interrupted()
-
-    def _advance(self, what: str, done: int, total: int, preview: object = None) -> None:
-        if what != self._counted:
-            # The host's bar swallows a value below its last one, so each thing that is counted has a bar.
-            self._counted, self._bar = what, comfy.utils.ProgressBar(total, node_id=self._node_id)
-        self._bar.update_absolute(done, total, preview)
-
-    def _remaining(self, num_steps: int) -> str:
-        # The first step also pays for compilation and warm-up.
-        timed = self._seconds[1:] or self._seconds
-        per_step = sum(timed) / len(timed)
-        return f"{per_step:.3g} s/step, {num_steps * per_step:.0f} s left"
+def send(event: str, data: dict[str, object]) -> None:
+    """Send an event of this pack's own to whoever queued the job."""
+    if client := listener():
+        PromptServer.instance.send_sync(event, data, client)

@@ -62,7 +62,7 @@ class LoadExperts(io.ComfyNode):
     def validate_inputs(cls, high_noise: str | None = None, low_noise: str | None = None) -> bool | str:
         if high_noise is None or low_noise is None:
             return True
-        return _problem(lambda: _open_pair(high_noise, low_noise))
+        return _problem(lambda: open_pair(high_noise, low_noise))
 
     @classmethod
     def fingerprint_inputs(cls, high_noise: str | None = None, low_noise: str | None = None) -> str:
@@ -74,7 +74,7 @@ class LoadExperts(io.ComfyNode):
 
     @classmethod
     def execute(cls, high_noise: str, low_noise: str) -> io.NodeOutput:
-        pair = _open_pair(high_noise, low_noise)
+        pair = open_pair(high_noise, low_noise)
         if pair.notes:
             host.say("\n".join(pair.notes), cls.hidden.unique_id)
         return io.NodeOutput(ExpertsHandle(pair))
@@ -159,7 +159,7 @@ def _problem(open_files: Callable[[], object]) -> bool | str:
     return True
 
 
-def _open_pair(high_noise: str, low_noise: str) -> ExpertPair:
+def open_pair(high_noise: str, low_noise: str) -> ExpertPair:
     high = host.model_path("diffusion_models", high_noise)
     return open_experts(high, None if low_noise == SAME_FOLDER else host.model_path("diffusion_models", low_noise))
 

@@ -1,5 +1,6 @@
 """Wan Optimization Profile: how to run. What to make is the sampler's recipe; the two share no field."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from comfy_api.latest import io
@@ -84,8 +85,13 @@ class OptimizationProfileNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, preset: str, **widgets: str) -> io.NodeOutput:
-        changes = {SETTINGS[widget][0]: value for widget, value in widgets.items() if value != KEEP}
-        return io.NodeOutput(profiles.preset(preset).with_settings(changes))
+        return io.NodeOutput(chosen_profile(preset, widgets))
+
+
+def chosen_profile(preset: str, widgets: Mapping[str, str]) -> profiles.OptimizationProfile:
+    """The profile that a preset and the widgets of single settings stand for."""
+    changes = {SETTINGS[widget][0]: value for widget, value in widgets.items() if value != KEEP}
+    return profiles.preset(preset).with_settings(changes)
 
 
 def _combo(widget: str, setting: str, tooltip: str) -> io.Combo.Input:

@@ -6,14 +6,16 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..wan_core.build import measure_kernels
+from ..wan_core.component_plan import resolve_decode
 from ..wan_core.errors import InputError
-from ..wan_core.estimate import Knowledge, learn, sampling_parts
-from ..wan_core.plan import Workload, resolve
+from ..wan_core.estimate import Knowledge, Part, RunEstimate, decode_parts, learn, sampling_parts
+from ..wan_core.plan import ExecutionPlan, Workload, resolve
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import RECIPES, SOLVERS, Recipe, SampleRequest, recipe
 from ..wan_core.report import Report
 from ..wan_core.sample import Conditioning, sample
-from . import host, native
+from ..wan_core.specs import T2V_A14B_TRANSFORMER, TransformerSpec, VaeSpec
+from . import host, live, native
 from .handles import ExpertsHandle
 from .io_types import WanExperts, WanProfile
 
@@ -133,17 +135,33 @@ class MoeSampler(io.ComfyNode):
             loras=experts.pair.loras,
         )
         hardware, report = host.hardware(), Report()
-        plan = resolve(profile or preset("auto"), hardware, experts.pair.spec, workload)
-        known = Knowledge.of(hardware)
-        with report.phase("build"):
-            plan = measure_kernels(plan, hardware, report)
-            built = experts.build(plan, hardware)
-        parts = sampling_parts(plan, experts.pair.spec, known, places=built.places)
-        hooks = host.NodeHooks(cls.hidden.unique_id, previews=True)
-        with host.interruptible():
+        profile = profile or preset("auto")
+        with host.interruptible(), live.SamplerHooks(cls.hidden.unique_id, hardware) as hooks:
+            plan = resolve(profile, hardware, experts.pair.spec, workload)
+            known = Knowledge.of(hardware)
+            hooks.on_phase("build")
+            with report.phase("build"):
+                plan = measure_kernels(plan, hardware, report)
+                built = experts.build(plan, hardware)
+            parts = sampling_parts(plan, experts.pair.spec, known, places=built.places)
+            hooks.expect(RunEstimate(parts=(*parts, *_decode_after(profile, plan, experts.pair.spec, known))))
             result = sample(built, plan, conditioning, samples, hooks=hooks, report=report)
         learn(parts, report, hardware)
-        return io.NodeOutput({"samples": result.latent.to(host.result_device())}, result.report.to_text())
+        shown = {"state": hooks.state.to_dict(), "report": {**report.to_dict(), "text": report.to_text()}}
+        return io.NodeOutput(
+            {"samples": result.latent.to(host.result_device())}, report.to_text(), ui={"wan_velocity": [shown]}
+        )
+
+
+def _decode_after(
+    profile: OptimizationProfile, plan: ExecutionPlan, spec: TransformerSpec, known: Knowledge
+) -> tuple[Part, ...]:
+    """What decoding will take after the released model, whose VAE is known without being connected."""
+    if spec != T2V_A14B_TRANSFORMER:
+        return ()
+    size = plan.workload.latent_size
+    decode = resolve_decode(profile, known.hardware, VaeSpec(), size)
+    return decode_parts(decode, VaeSpec(), (plan.workload.batch, *size), known)
 
 
 _CONDITIONING_TOOLTIP = (

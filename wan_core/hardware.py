@@ -79,8 +79,10 @@ class Hardware:
         return {"device": self.name, **versions, **dict(self.libraries)}
 
     @classmethod
-    def detect(cls, device: str | None = None, *, free_memory: int | None = None) -> "Hardware":
+    def detect(cls, device: str | None = None, *, free_memory: int | None = None, measure: bool = True) -> "Hardware":
         """Describe `device` (the first CUDA device, else the CPU). `free_memory` overrides what the driver says.
+
+        measure: `False` leaves `tflops` empty, for a look at a device that is at work.
 
         Raises `UnsupportedError` for a device that this machine does not have.
         """
@@ -105,7 +107,7 @@ class Hardware:
             cuda_version=torch.version.cuda,
             cudnn_version=_cudnn_version(),
             libraries=_installed_libraries(),
-            tflops=_measured_rates(device),
+            tflops=_measured_rates(device) if measure else (),
         )
 
 

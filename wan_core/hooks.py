@@ -7,10 +7,29 @@ the ComfyUI host. Hooks must return quickly: they are called on the thread that 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from .report import Decision
 from .specs import Expert
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanEvent:
+    """What a run is about to do; sent again where it has to go on in another way.
+
+    sigmas: one more than the steps; split: the expert of each step; boundary: a fraction in [0, 1]. first_step: those
+    before it are done already. peak_bytes: of device memory, an estimate.
+    """
+
+    device: str
+    sigmas: tuple[float, ...]
+    split: tuple[Expert, ...]
+    boundary: float
+    peak_bytes: int
+    first_step: int = 0
+    decisions: tuple[Decision, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +52,12 @@ class StepEvent:
 class RunHooks(Protocol):
     """What a driver of a run implements."""
 
+    def on_plan(self, plan: PlanEvent) -> None:
+        """Everything is decided and built; the run begins."""
+
+    def on_warning(self, text: str) -> None:
+        """Something is not as it was planned or asked for; the run goes on."""
+
     def on_phase(self, name: str) -> None:
         """A phase begins: "text", "build", "load", "sample", "decode", ..."""
 
@@ -51,6 +76,10 @@ class RunHooks(Protocol):
 
 class Silent:
     """Hooks that say nothing and never stop."""
+
+    def on_plan(self, plan: PlanEvent) -> None: ...
+
+    def on_warning(self, text: str) -> None: ...
 
     def on_phase(self, name: str) -> None: ...
 

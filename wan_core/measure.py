@@ -10,6 +10,13 @@ import torch
 from .report import Report, StepTiming
 
 
+def used_bytes(device: str) -> int:
+    """Allocated device memory now; on a CPU what the process holds."""
+    if device.startswith("cuda"):
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
 def peak_bytes(device: str) -> int:
     """Peak of allocated device memory since the last reset; on a CPU the peak of the process so far."""
     if device.startswith("cuda"):

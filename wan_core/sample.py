@@ -5,7 +5,7 @@ names, and returns the latent with the run's report. Nothing in the step loop wa
 is kept in its journal, from which it goes on, and a step with numbers that are not finite is done again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .components import Experts
 from .errors import InputError, NonFiniteError
-from .hooks import RunHooks, Silent, StepEvent
+from .hooks import PlanEvent, RunHooks, Silent, StepEvent
 from .measure import StepClock, measured_phase
 from .models.transformer import TextContext
 from .pacing import Pacer
@@ -78,7 +78,9 @@ def sample(
         return SampleResult(latent=_finish(plan, journal.position.latent).float().cpu().clone(), report=report)
     run = _Run(experts, plan, conditioning, hooks, report)
     report.warnings += plan.warnings
-    report.decisions += _decisions(plan, experts)
+    decisions = _decisions(plan, experts)
+    report.decisions += decisions
+    hooks.on_plan(_plan_event(plan, decisions, first))
     report.flops_per_step.update({expert.value: flops for expert, flops in plan.step_flops})
     with torch.inference_mode(), tf32(enabled=plan.tf32 == "on"):
         try:
@@ -187,14 +189,14 @@ class _Run:
                     f"{where} gives numbers that are not finite, on the safe kernels too; they first appear in the "
                     f"{expert.value}-noise expert in {culprit}"
                 )
-        self._report.decisions.append(
-            Decision(
-                topic=f"{where}{' and all that follow' if self._redone > 1 else ''}",
-                asked="the kernels above",
-                chosen=SAFE_KERNELS,
-                reason=f"numbers that are not finite first appeared in the {expert.value}-noise expert in {culprit}",
-            )
+        redone = Decision(
+            topic=f"{where}{' and all that follow' if self._redone > 1 else ''}",
+            asked="the kernels above",
+            chosen=SAFE_KERNELS,
+            reason=f"numbers that are not finite first appeared in the {expert.value}-noise expert in {culprit}",
         )
+        self._report.decisions.append(redone)
+        self._hooks.on_warning(str(redone))
         return step
 
     def _set_guidance(self, execution: str) -> None:
@@ -254,6 +256,19 @@ def _as_compiled(decision: Decision, experts: Experts) -> Decision:
         return decision
     rejected = (*decision.rejected, *experts.region.rejected)
     return replace(decision, chosen=experts.region.mode, rejected=rejected)
+
+
+def _plan_event(plan: ExecutionPlan, decisions: Sequence[Decision], first_step: int) -> PlanEvent:
+    return PlanEvent(
+        device=plan.binding.device,
+        sigmas=plan.schedule.sigmas,
+        split=plan.split,
+        first_step=first_step,
+        boundary=plan.workload.request.recipe.boundary,
+        peak_bytes=plan.peak_bytes,
+        decisions=tuple(decisions),
+        warnings=plan.warnings,
+    )
 
 
 def _check(experts: Experts, conditioning: Conditioning, latent: Tensor) -> None:

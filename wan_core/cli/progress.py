@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..countdown import Countdown
 from ..estimate import RunEstimate, duration
-from ..hooks import StepEvent
+from ..hooks import PlanEvent, StepEvent
 
 
 class TerminalProgress:
@@ -31,6 +31,13 @@ class TerminalProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+    def on_plan(self, plan: PlanEvent) -> None:
+        """Nothing to show: the report has it all."""
+
+    def on_warning(self, text: str) -> None:
+        self._close()
+        self._say(f"! {text}")
 
     def on_phase(self, name: str) -> None:
         self._close()

@@ -1,0 +1,94 @@
+"""The shipped workflows and our panels as a person sees them, in the classic canvas and in Nodes 2.0."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.host.browser.editor import Editor
+from tests.workflows.ui_format import SHIPPED
+
+MINIATURE = "wan_velocity_mini_t2v"
+WAIT = 60_000
+
+_UNKNOWN = "() => app.rootGraph.nodes.filter((n) => !(n.type in LiteGraph.registered_node_types)).map((n) => n.type)"
+_WATCH = """() => {
+    const panel = document.querySelector('.wv-sampler');
+    window.seen = [];
+    new MutationObserver(() => {
+        const { phase, expert } = panel.dataset;
+        const bar = panel.querySelector('.wv-bar').getAttribute('aria-valuenow');
+        const now = [phase, expert, bar].join(' ');
+        if (window.seen.at(-1) !== now) window.seen.push(now);
+    }).observe(panel, { subtree: true, childList: true, attributes: true, characterData: true });
+}"""
+_PLAYS = """async () => {
+    const video = document.querySelector('video');
+    if (!video || video.readyState < 2) return false;
+    video.muted = true;
+    await video.play();
+    return video.videoWidth > 0 && video.currentTime > 0;
+}"""
+_ADD = """(type) => {
+    const node = LiteGraph.createNode(type);
+    node.pos = [0, 700];
+    app.rootGraph.add(node);
+}"""
+_SET = """([type, widget, value]) => {
+    app.rootGraph.nodes.find((n) => n.type === type).widgets.find((w) => w.name === widget).value = value;
+}"""
+
+
+@pytest.mark.parametrize("workflow", SHIPPED)
+def test_opens_without_a_missing_node(editor: Editor, mode: str, workflow: str) -> None:
+    editor.load(workflow)
+    assert editor.page.evaluate(_UNKNOWN) == []
+    expect(editor.panel("sampler").first).to_contain_text(re.compile(r"\d+ high \+ \d+ low, switch at timestep 875"))
+    editor.picture(f"{workflow} {mode}")
+
+
+def test_runs_from_the_page(editor: Editor, mode: str) -> None:
+    editor.load(MINIATURE)
+    panel = editor.panel("sampler")
+    editor.page.evaluate(_WATCH)
+    editor.queue()
+    expect(panel).to_have_attribute("data-phase", "sample", timeout=WAIT)
+    expect(panel).to_contain_text("left")
+    editor.picture(f"running {mode}")
+    expect(panel).to_have_attribute("data-phase", "done", timeout=WAIT)
+    seen = editor.page.evaluate("() => window.seen")
+    assert {"sample high 1", "sample low 7"} <= set(seen), seen
+    editor.page.wait_for_function(_PLAYS, timeout=WAIT)
+    panel.locator("summary").press("Enter")
+    expect(panel).to_contain_text("TFLOP/s")
+    expect(panel).to_contain_text("on a CPU float32 is as fast as bfloat16")
+    editor.page.wait_for_timeout(300)
+    editor.picture(f"report {mode}")
+
+
+def test_profile_says_at_once_what_it_means_here(editor: Editor, mode: str) -> None:
+    editor.load(MINIATURE)
+    editor.page.evaluate(_ADD, "WanVelocityProfile")
+    panel = editor.panel("profile")
+    expect(panel).to_contain_text("128x128x17, wan_velocity_mini_high_noise.safetensors")
+    editor.page.evaluate(_SET, ["WanVelocityProfile", "compile", "default"])
+    expect(panel).to_contain_text("compile: off instead of default (compiling pays on an NVIDIA GPU only)")
+    editor.page.evaluate(_SET, ["WanVelocityProfile", "on_unsupported", "error"])
+    expect(panel).to_contain_text("compile 'default' cannot run here")
+    editor.picture(f"profile {mode}")
+
+
+def test_recipe_shows_its_split_as_it_is_chosen(editor: Editor) -> None:
+    editor.load(MINIATURE)
+    panel = editor.panel("sampler")
+    editor.page.evaluate(_SET, ["WanVelocitySampler", "recipe", "official"])
+    expect(panel).to_contain_text("26 high + 14 low")
+    editor.page.evaluate(_SET, ["WanVelocitySampler", "end_step", 10])
+    expect(panel).to_contain_text("runs 10 of 40 steps")
+
+
+def test_a_node_that_goes_takes_its_panel_along(editor: Editor) -> None:
+    editor.load(MINIATURE)
+    expect(editor.panel("sampler")).to_have_count(1)
+    editor.page.evaluate("() => app.rootGraph.remove(app.rootGraph.nodes.find((n) => n.type === 'WanVelocitySampler'))")
+    expect(editor.panel("sampler")).to_have_count(0)

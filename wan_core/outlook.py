@@ -1,0 +1,96 @@
+"""What a choice means before anything runs: a recipe's noise levels and experts, a profile on this machine.
+
+Plain data for an interface that shows it beside the choice. Nothing is built, loaded or measured; what cannot run comes
+back as one sentence in `problem` rather than as an exception, because choosing is no mistake.
+"""
+
+from dataclasses import asdict
+
+from .attention.verdicts import NOTHING_MEASURED, Calibration
+from .component_plan import ComponentPlan
+from .errors import InputError
+from .estimate import RunEstimate
+from .hardware import Hardware
+from .plan import ExecutionPlan, Workload, resolve
+from .profiles import OptimizationProfile
+from .recipes import SampleRequest, disagreements
+from .report import Decision
+from .sampling.experts import split
+from .sampling.schedule import for_request
+from .specs import TransformerSpec
+
+Facts = dict[str, object]
+
+
+def recipe_outlook(request: SampleRequest) -> Facts:
+    """Noise levels, the expert of each step, and what does not fit together in a recipe."""
+    schedule = for_request(request)
+    return {
+        "sigmas": list(schedule.sigmas),
+        "split": [expert.value for expert in split(schedule, request.recipe.boundary)],
+        "boundary": request.recipe.boundary,
+        "num_steps": request.recipe.num_steps,
+        "warnings": disagreements(request.recipe),
+    }
+
+
+def profile_outlook(
+    profile: OptimizationProfile,
+    hardware: Hardware,
+    spec: TransformerSpec,
+    workload: Workload,
+    calibration: Calibration = NOTHING_MEASURED,
+) -> Facts:
+    """What a profile would do with a workload on this machine; `plan` is `None` where it can do nothing."""
+    plan, problem = None, None
+    try:
+        plan = resolve(profile, hardware, spec, workload, calibration)
+    except InputError as error:
+        problem = str(error)
+    return {
+        "profile": profile.name,
+        "machine": {"name": hardware.name, "free_bytes": hardware.free_memory, "total_bytes": hardware.total_memory},
+        "problem": problem,
+        "plan": None if plan is None else plan_facts(plan),
+    }
+
+
+def plan_facts(plan: ExecutionPlan) -> Facts:
+    """A plan as plain data."""
+    return {
+        **recipe_outlook(plan.workload.request),
+        "device": plan.binding.device,
+        "peak_bytes": plan.peak_bytes,
+        "weight_bytes": plan.weight_bytes,
+        "seconds": plan.seconds,
+        "step_seconds": {expert.value: seconds for expert, seconds in plan.step_seconds},
+        "decisions": [decision_facts(each) for each in plan.decisions],
+        "warnings": list(plan.warnings),
+    }
+
+
+def part_facts(name: str, plan: ComponentPlan) -> Facts:
+    """The plan of the text encoder or the VAE as plain data."""
+    return {
+        "name": name,
+        "peak_bytes": plan.peak_bytes,
+        "seconds": plan.seconds,
+        "decisions": [decision_facts(each) for each in plan.decisions],
+    }
+
+
+def estimate_facts(estimate: RunEstimate) -> Facts:
+    """The time of a run, part by part; `runs` is how many earlier ones it was learned from."""
+    return {
+        "seconds": estimate.seconds,
+        "runs": estimate.runs,
+        "parts": [
+            {"name": part.name, "stage": part.stage, "seconds": part.seconds, "count": part.count}
+            for part in estimate.parts
+        ],
+    }
+
+
+def decision_facts(decision: Decision) -> Facts:
+    """A decision as plain data, with whether it is what was asked for."""
+    return {**asdict(decision), "degraded": decision.degraded}
