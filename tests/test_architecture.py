@@ -44,7 +44,7 @@ HOST = {
     "execution",
 }
 OURS = {"wan_core", "nodes", "miniature", "benchmarks", "tests"}
-# The adapter (files and messages, progress, routes), memory management, and the node that works on the host's own model.
+# The adapter (files, messages, progress, routes), memory management, and the node that works on the host's own model.
 HOST_FILES = {"nodes/host.py", "nodes/live.py", "nodes/native_model.py", "nodes/patcher.py", "nodes/routes.py"}
 # A verb of the command line is called what the verb is called; the file is never on sys.path.
 STDLIB_NAMES_ALLOWED = {"wan_core/cli/inspect.py"}
