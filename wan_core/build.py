@@ -19,10 +19,13 @@ from .checkpoint.load import load_module
 from .checkpoint.read import Checkpoint
 from .checkpoint.text_encoder import TextEncoderSource
 from .checkpoint.vae import VaeSource
+from .choices import KERNELS_TOPIC
 from .compilation import Region
 from .component_plan import ComponentPlan
 from .components import Experts, TextEncoder, Vae
+from .errors import UnsupportedError
 from .hardware import Hardware
+from .kernels.bind import bind_kernels
 from .lora_plan import lora_files
 from .models.t5 import Umt5Encoder
 from .models.tokenizer import Tokenizer
@@ -30,7 +33,7 @@ from .models.transformer import WanTransformer, wants_float32
 from .models.vae21 import WanVae
 from .offload import KeepResident, Load, OnBytes, Residency, SwapModules, Weights
 from .plan import ExecutionPlan, ExpertsBinding
-from .report import Decision, Report
+from .report import Decision, Rejection, Report
 from .specs import Expert
 
 MakeResidency = Callable[[Mapping[Expert, Weights]], Residency]
@@ -63,11 +66,12 @@ def build_experts(
     """Both experts as the binding says.
 
     make_residency: in place of the plan's own policy, where a host owns the memory. previous: the last build of these
-    experts; where it differs in nothing but LoRAs, its weights are taken over, and it has to read them anew.
+    experts; where it holds the same weights but for LoRAs, they are taken over, and it has to read them anew.
     """
     strict = binding.on_unsupported == "error"
     attend, attention_decision = bind(binding.attention, hardware, strict=strict)
     cross_attend, cross_decision = bind(binding.cross_attention, hardware, strict=strict)
+    kernels, kernel_problem = bind_kernels(binding.block_kernels, binding.device)
     dtype = getattr(torch, binding.dtype)
     region = Region(binding.compile_mode)
     transformers, loras, weights = {}, {}, {}
@@ -83,6 +87,7 @@ def build_experts(
                 attend=attend,
                 cross_attend=cross_attend,
                 residual=getattr(torch, binding.residual),
+                kernels=kernels,
             )
         loras[expert] = ExpertLoras(
             transformer,
@@ -93,7 +98,7 @@ def build_experts(
             dtype,
         )
         weights[expert] = _weights(transformer, loras[expert].load, binding.device, dtype_of, dtype)
-        if previous and previous.key_without_loras == binding.key_without_loras:
+        if previous and previous.weights_key == binding.weights_key:
             loras[expert].take_over(weights[expert], previous.loras[expert], previous.weights[expert])
         region.add(transformer.blocks)
         transformers[expert] = transformer
@@ -106,10 +111,11 @@ def build_experts(
         decisions=(
             attention_decision,
             cross_decision,
+            *_kernels_passed_over(binding, kernel_problem),
             *(each for expert in Expert for each in _decoded(str(expert), pair[expert], binding.dtype)),
         ),
         key=binding.key,
-        key_without_loras=binding.key_without_loras,
+        weights_key=binding.weights_key,
         region=region,
     )
 
@@ -132,6 +138,18 @@ def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:
     dtype = getattr(torch, plan.dtype)
     weights = _weights(vae, _loader(source.checkpoint, lambda name: dtype), plan.device, lambda name: dtype, dtype)
     return Vae(weights, (*plan.decisions, *_decoded("VAE", source.checkpoint, plan.dtype)))
+
+
+def _kernels_passed_over(binding: ExpertsBinding, problem: str | None) -> tuple[Decision, ...]:
+    """That the planned kernels do not work here was found out now."""
+    if problem is None:
+        return ()
+    asked = binding.block_kernels
+    if binding.on_unsupported == "error":
+        raise UnsupportedError(f"{KERNELS_TOPIC} {asked!r} cannot run on {binding.device}: {problem}")
+    return (
+        Decision(topic=KERNELS_TOPIC, asked=asked, chosen="off", rejected=(Rejection(name=asked, reason=problem),)),
+    )
 
 
 def _loader(checkpoint: Checkpoint, dtype_of: Callable[[str], torch.dtype]) -> Load:

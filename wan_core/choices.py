@@ -17,6 +17,7 @@ from .report import Decision
 # Below this many tokens one pass leaves the device idle and a batch of two is faster; above, batching gains nothing
 # and costs memory (at 32,760 tokens on one H200: 5.10 s a step sequential, 5.25 s batched, 2026-11-21).
 BATCHED_GUIDANCE_TOKENS = 16_384
+KERNELS_TOPIC = "fused kernels"
 
 
 def choose_dtype(topic: str, asked: str, hardware: Hardware) -> tuple[str, Decision]:
@@ -71,6 +72,30 @@ def choose_compile(asked: str, hardware: Hardware, profile: OptimizationProfile)
     if profile.on_unsupported == "error":
         raise UnsupportedError(f"compile {asked!r} cannot run here: {reason}; use 'off'")
     return "off", Decision(topic="compile", asked=asked, chosen="off", reason=reason)
+
+
+def choose_block_kernels(
+    asked: str, compile_mode: str, dtype: str, hardware: Hardware, profile: OptimizationProfile
+) -> tuple[str, Decision]:
+    """What computes the norms, sums and rotations of a block: kernels of our own, or PyTorch's operators.
+
+    A compiled block needs none: its compiler fuses the same operators into kernels of the same traffic.
+    """
+    if not hardware.is_cuda:
+        reason = "need an NVIDIA GPU"
+    elif compile_mode != "off":
+        reason = "a compiled block is fused by its compiler"
+    elif hardware.library("triton") is None:
+        reason = "Triton is not installed"
+    elif dtype == "float32" and asked == "auto":
+        reason = "float32 products leave nothing to be gained"
+    elif asked != "off":
+        return "triton", Decision(topic=KERNELS_TOPIC, asked=asked, chosen="triton")
+    if asked == "triton" and profile.on_unsupported == "error":
+        raise UnsupportedError(f"fused kernels {asked!r} cannot run here: {reason}; use 'off'")
+    if asked == "off":
+        return "off", Decision(topic=KERNELS_TOPIC, asked=asked, chosen="off")
+    return "off", Decision(topic=KERNELS_TOPIC, asked=asked, chosen="off", reason=reason)
 
 
 def choose_tf32(asked: str, hardware: Hardware) -> tuple[str, Decision]:

@@ -43,7 +43,7 @@ class Experts:
     residency: Residency
     decisions: tuple[Decision, ...]
     key: str
-    key_without_loras: str
+    weights_key: str
     region: Region
 
     @property

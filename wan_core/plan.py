@@ -11,7 +11,7 @@ from .adaptation import Application
 from .attention.interface import AttentionProblem, KernelChoice
 from .attention.verdicts import NOTHING_MEASURED, Calibration
 from .checkpoint.lora_pair import LoraChoice
-from .choices import choose_attention, choose_compile, choose_dtype, choose_guidance, choose_tf32
+from .choices import choose_attention, choose_block_kernels, choose_compile, choose_dtype, choose_guidance, choose_tf32
 from .errors import OutOfMemoryError
 from .hardware import Hardware
 from .lora_plan import LoraIdentity, LoraPlan, lora_disagreements, plan_loras
@@ -58,6 +58,7 @@ class ExpertsBinding:
     attention: KernelChoice
     cross_attention: KernelChoice
     compile_mode: str
+    block_kernels: str
     placement: Placement
     on_unsupported: str
     lora: Application
@@ -72,10 +73,15 @@ class ExpertsBinding:
         return _hash(self.key_without_loras, self.lora, self.lora_files)
 
     @property
-    def key_without_loras(self) -> str:
+    def weights_key(self) -> str:
         """Builds that agree in this one hold the same weights, but for what LoRAs change of them."""
+        return _hash(self.device, self.dtype, self.placement)
+
+    @property
+    def key_without_loras(self) -> str:
+        """Builds that agree in this one run the same kernels on the same weights, LoRAs aside: as fast, that is."""
         return _hash(self.device, self.dtype, self.residual, self.attention.names[0], self.cross_attention.names[0],
-                     self.compile_mode, self.placement)  # fmt: skip
+                     self.compile_mode, self.block_kernels, self.placement)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +213,9 @@ def resolve(
         "cross attention", profile.attention.cross, replace(problem, kv_len=spec.text_len), hardware, profile
     )
     compile_mode, compile_decision = choose_compile(profile.compile.mode, hardware, profile)
+    block_kernels, kernels_decision = choose_block_kernels(
+        profile.fusion.kernels, compile_mode, shape.dtype, hardware, profile
+    )
     tf32, tf32_decision = choose_tf32(profile.precision.tf32, hardware)
     placement, weight_bytes, placement_decision = _place(profile, hardware, spec, workload, forward)
     return ExecutionPlan(
@@ -220,6 +229,7 @@ def resolve(
             attention=attention,
             cross_attention=cross,
             compile_mode=compile_mode,
+            block_kernels=block_kernels,
             placement=placement,
             on_unsupported=profile.on_unsupported,
             lora=forward.lora.application,
@@ -237,6 +247,7 @@ def resolve(
             cross.decision,
             forward.guidance_decision,
             compile_decision,
+            kernels_decision,
             tf32_decision,
             placement_decision,
             *forward.lora.decisions,

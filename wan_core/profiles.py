@@ -91,6 +91,13 @@ class CompileSpec(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FusionSpec(Checked):
+    """Kernels of our own for the norms, sums and rotations of a block that is not compiled; float32 inside."""
+
+    kernels: Literal["auto", "off", "triton"] = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSpec(Checked):
     """LoRAs "beside" the layers, where a change of strength reloads nothing, or "merged" into the weights.
 
@@ -123,6 +130,7 @@ class OptimizationProfile(Checked):
     guidance: GuidanceSpec = field(default_factory=GuidanceSpec)
     offload: OffloadSpec = field(default_factory=OffloadSpec)
     compile: CompileSpec = field(default_factory=CompileSpec)
+    fusion: FusionSpec = field(default_factory=FusionSpec)
     lora: LoraSpec = field(default_factory=LoraSpec)
     vae: VaeSettings = field(default_factory=VaeSettings)
     quality: Quality = "exact"
@@ -173,6 +181,7 @@ PRESETS = MappingProxyType(
             attention=AttentionSpec(backend="math", cross="math"),
             precision=PrecisionSpec(weights="float32"),
             guidance=GuidanceSpec(execution="sequential"),
+            fusion=FusionSpec(kernels="off"),
             vae=VaeSettings(tiling="off", precision="float32"),
             on_unsupported="error",
         ),

@@ -127,16 +127,28 @@ def test_a_batch_of_videos_runs_on_one_prompt(pipeline, conditioning):
     assert latent.shape[0] == 2 and not torch.equal(latent[0], latent[1])
 
 
-def test_equal_plans_build_once_and_another_profile_anew(folder, conditioning):
+def test_equal_plans_build_once_and_weights_are_read_once_for_all_kernels(folder, conditioning):
     pipeline = WanPipeline(find_model(folder), device="cpu")
     hooks = Recorder()
     run(pipeline, conditioning, hooks=hooks)
     loads = len(hooks.loaded)
     run(pipeline, conditioning, hooks=hooks)
     assert loads > 0 and len(hooks.loaded) == loads
+    built = pipeline._experts
     pipeline.profile = preset("reference")
     run(pipeline, conditioning, hooks=hooks)
+    assert pipeline._experts is not built and len(hooks.loaded) == loads
+    pipeline.profile = preset("auto").with_settings({"precision.weights": "bfloat16"})
+    run(pipeline, conditioning, hooks=hooks)
     assert len(hooks.loaded) == 2 * loads
+
+
+def test_other_kernels_on_the_same_weights_give_what_a_fresh_build_gives(folder, conditioning):
+    pipeline = WanPipeline(find_model(folder), device="cpu")
+    run(pipeline, conditioning)
+    pipeline.profile = preset("reference")
+    fresh = WanPipeline(find_model(folder), preset("reference"), device="cpu")
+    assert torch.equal(run(pipeline, conditioning).latent, run(fresh, conditioning).latent)
 
 
 def test_prompts_are_remembered(pipeline, conditioning):

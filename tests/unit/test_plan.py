@@ -148,6 +148,28 @@ def test_compile_needs_a_gpu_and_says_so():
     assert planned("exact", H200).binding.compile_mode == "default"
 
 
+def test_fused_kernels_stand_in_for_the_compiler():
+    with_triton = replace(H200, libraries=(*H200.libraries, ("triton", "3.6.0")))
+    eager, compiled = planned("auto", with_triton), planned("exact", with_triton)
+    assert (eager.binding.compile_mode, eager.binding.block_kernels) == ("off", "triton")
+    assert (compiled.binding.compile_mode, compiled.binding.block_kernels) == ("default", "off")
+    assert "compiler" in decision(compiled, "fused kernels").reason
+    unfused = preset("auto").with_settings({"fusion.kernels": "off"})
+    assert planned(unfused, with_triton).binding.block_kernels == "off"
+    bare = planned("auto", replace(H200, libraries=()))
+    assert (bare.binding.block_kernels, decision(bare, "fused kernels").reason) == ("off", "Triton is not installed")
+    strict = preset("exact").with_settings({"fusion.kernels": "triton", "on_unsupported": "error"})
+    with pytest.raises(UnsupportedError, match="fused by its compiler; use 'off'"):
+        planned(strict, with_triton)
+
+
+def test_other_kernels_are_another_build_of_the_same_weights():
+    auto, exact = planned("auto", H200).binding, planned("exact", H200).binding
+    assert auto.key != exact.key and auto.weights_key == exact.weights_key
+    wide = preset("auto").with_settings({"precision.weights": "float16"})
+    assert planned(wide, H200).binding.weights_key != auto.weights_key
+
+
 def test_the_key_depends_on_what_is_bound_and_not_on_the_size():
     assert planned("auto", H200).key == planned("auto", H200, SMALL).key
     assert planned("auto", H200).key != planned("exact", H200).key

@@ -1,0 +1,64 @@
+"""Fused kernels are tried before they are bound; what fails is passed over with its reason."""
+
+import sys
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+
+from wan_core.kernels import block
+from wan_core.kernels.bind import bind_kernels
+from wan_core.kernels.block import TORCH, BlockKernels
+
+
+@pytest.fixture
+def vendor(monkeypatch):
+    """Stands a module in for Triton's kernels."""
+
+    def stand_in(kernels: BlockKernels) -> None:
+        errors = ModuleType("triton.errors")
+        errors.TritonError = type("TritonError", (Exception,), {})
+        ours = ModuleType("wan_core.kernels.triton_block")
+        ours.TRITON = kernels
+        for module in (ModuleType("triton"), errors, ours):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    return stand_in
+
+
+def test_kernels_that_compute_the_same_are_bound(vendor):
+    kernels = replace(TORCH, name="another")
+    vendor(kernels)
+    assert bind_kernels("triton", "cpu") == (kernels, None)
+    assert bind_kernels("off", "cpu") == (TORCH, None)
+
+
+def test_a_library_that_is_missing_is_a_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton.errors", None)
+    bound, problem = bind_kernels("triton", "cpu")
+    assert bound is TORCH
+    assert problem.startswith("ModuleNotFoundError: ")
+
+
+@pytest.mark.parametrize("name", ["norm", "add", "add_norm", "rms_norm", "expand"])
+def test_one_that_is_wrong_is_a_reason(vendor, name):
+    def twice(*arguments):
+        result = getattr(block, name)(*arguments)
+        return tuple(2 * each for each in result) if isinstance(result, tuple) else 2 * result
+
+    vendor(replace(TORCH, **{name: twice}))
+    bound, problem = bind_kernels("triton", "cpu")
+    assert bound is TORCH
+    assert problem.startswith(f"{name} differs from PyTorch's by 1.0e+00")
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no image\nfor this card"), torch.OutOfMemoryError("no memory")])
+def test_one_that_does_not_run_is_a_reason(vendor, fault):
+    def fail(*arguments):
+        raise fault
+
+    vendor(replace(TORCH, rms_norm=fail))
+    bound, problem = bind_kernels("triton", "cpu")
+    assert bound is TORCH
+    assert problem == f"{type(fault).__name__}: {str(fault).splitlines()[0]}"
