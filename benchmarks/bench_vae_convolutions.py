@@ -135,7 +135,7 @@ def triton_ways(shape: Shape, window: Tensor, bordered: Tensor, weight: Tensor) 
         print(f"  no Triton: {error}")
         return {}
     matrix = shifted_conv.matrix(weight)
-    ks = (32,) if shape.in_channels == 96 else (32, 64)
+    ks = (32, 96) if shape.in_channels == 96 else (32, 64)
     settings = [{"m": m, "k": k, "warps": 8, "stages": s} for k in ks for m in (128, 256) for s in (3, 4)]
     settings = [each for each in settings if shape.out_channels == 96 or each["m"] == 128]
     found = {}
