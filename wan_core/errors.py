@@ -21,6 +21,10 @@ class OutOfMemoryError(InputError):
     """A plan that does not fit; the sentence says how much is short and what would fit."""
 
 
+class SaveError(InputError):
+    """A file that the file system does not take: no space, no permission."""
+
+
 class NonFiniteError(InputError):
     """Numbers that are not finite whatever computes them; the sentence says in which step, expert and part."""
 

@@ -1,11 +1,12 @@
 """Writing files so that nobody ever finds half of one: a temporary name in the same folder, then a rename."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, SaveError
 
 
 def check_writable(path: Path, suffix: str) -> Path:
@@ -30,13 +31,31 @@ def check_writable(path: Path, suffix: str) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well and is removed when it does not.
 
-    Raises `InputError` in one sentence where the file system refuses (no space, no permission).
+    Raises `SaveError` in one sentence where the file system refuses (no space, no permission).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise SaveError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
+    """Have `write` write to `path`, or where that is refused to the system's folder for temporary files.
+
+    Returns where the file is. For what cannot be made again in a moment; raises `SaveError` where both refuse.
+    """
+    try:
+        write(path)
+    except SaveError as refused:
+        try:
+            elsewhere = Path(tempfile.mkdtemp(prefix="wan_velocity_"), path.name)
+        except OSError:
+            raise refused from None
+        write(elsewhere)
+        return elsewhere
+    return path

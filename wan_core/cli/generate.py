@@ -1,31 +1,36 @@
 """`generate`: from a prompt to a video file, with the latent and the report beside it where asked."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from ..files import check_writable, replacing
+from ..errors import InputError
+from ..files import check_writable, replacing, write_safely
 from ..frames import levels, on_host
 from ..hooks import RunHooks
 from ..measure import measured_peak
 from ..pipeline import RunPlan, WanPipeline
+from ..recovery.journal import DEFAULT_SAVE_SECONDS
+from ..recovery.state import RunState, read_state
 from ..report import Report
+from ..sample import Conditioning
 from ..specs import T2V_A14B
 from ..video import check_video_path, write_contact_sheet, write_video
 from . import options
 from .progress import progress_hooks
+from .unfinished import kept, open_journal, resumed_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model_options(parser)
     options.add_lora_options(parser)
     group = parser.add_argument_group("prompts")
-    group.add_argument("--prompt", required=True)
+    group.add_argument("--prompt", help="needed unless a run is resumed")
     group.add_argument("--negative", default="", help="empty: the model's own default negative prompt")
     options.add_request_options(parser)
     options.add_profile_options(parser)
@@ -35,10 +40,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--latent-out", type=Path, metavar="FILE.safetensors", help="tensor `samples`, raw VAE space")
     group.add_argument("--report", type=Path, metavar="FILE.json")
     group.add_argument("--contact-sheet", type=Path, metavar="FILE.png")
+    group = parser.add_argument_group("unfinished runs: the same command finds its own")
+    group.add_argument(
+        "--resume", type=Path, metavar="FILE", help="go on with a saved run; its other options are kept in the file"
+    )
+    group.add_argument(
+        "--save-every", type=float, default=DEFAULT_SAVE_SECONDS, metavar="SECONDS",
+        help="time between two states of a run on disk, beside the video (default %(default)g; 0: every step)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
     # Everything that can be wrong with the request is found before the first byte of weights is read.
+    saved = read_state(arguments.resume) if arguments.resume else None
+    if saved:
+        arguments = resumed_options(arguments, _defaults(), saved)
+    if arguments.prompt is None:
+        raise InputError("--prompt is missing, expected --prompt TEXT, or --resume FILE for a run that did not end")
     profile = options.profile(arguments)
     request, size = options.request(arguments)
     _check_outputs(arguments)
@@ -49,25 +67,46 @@ def run(arguments: argparse.Namespace) -> int:
     report.warnings += pipeline.pair.notes
     estimate = pipeline.estimate(plan)
     with progress_hooks(estimate) as hooks:
-        conditioning = pipeline.encode(plan, arguments.prompt, arguments.negative, hooks=hooks, report=report)
-        latent = pipeline.sample(plan, conditioning, hooks=hooks, report=report).latent
-        if arguments.latent_out:
-            with replacing(arguments.latent_out) as path:
-                save_file({"samples": latent}, path)
-        with report.phase("save"):
-            frames = _write(arguments, _frames(pipeline, plan, latent, hooks, report))
+        conditioning = _conditioning(pipeline, plan, arguments, hooks, report, saved)
+        journal = open_journal(pipeline, plan, conditioning, arguments, report, saved)
+        whole = journal.position is None
+        with kept(journal):
+            latent = pipeline.sample(plan, conditioning, hooks=hooks, report=report, journal=journal).latent
+            outputs = _Outputs(arguments, report)
+            outputs.save_latent(latent)
+            with report.phase("save"):
+                frames = outputs.save_video(_frames(pipeline, plan, latent, hooks, report))
+        journal.discard()
     # The frames are written while they are decoded.
     report.seconds["save"] -= report.seconds["decode"]
-    pipeline.learn(estimate, report)
+    if whole:
+        pipeline.learn(estimate, report)
     report.decisions += plan.decode.decisions
-    if arguments.contact_sheet:
-        write_contact_sheet(frames, arguments.contact_sheet)
-    if arguments.report:
-        with replacing(arguments.report) as path:
-            path.write_text(report.to_json(), encoding="utf-8")
+    outputs.save_rest(frames)
     print(report.to_text())
-    print(f"video: {arguments.out}")
-    return 0
+    print(f"video: {outputs.video}")
+    return 1 if outputs.refused else 0
+
+
+def _defaults() -> argparse.Namespace:
+    """The options where none is given."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([])
+
+
+def _conditioning(
+    pipeline: WanPipeline,
+    plan: RunPlan,
+    arguments: argparse.Namespace,
+    hooks: RunHooks,
+    report: Report,
+    saved: RunState | None,
+) -> Conditioning:
+    """The prompts' embeddings: those of the saved run where its prompts still stand, so that no encoder is loaded."""
+    if saved and all(getattr(arguments, name) == saved.facts.driver.get(name) for name in ("prompt", "negative")):
+        return Conditioning(**saved.prompts)
+    return pipeline.encode(plan, arguments.prompt, arguments.negative, hooks=hooks, report=report)
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
@@ -81,7 +120,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
 def _frames(
     pipeline: WanPipeline, plan: RunPlan, latent: Tensor, hooks: RunHooks, report: Report
 ) -> Iterator[np.ndarray]:
-    chunks = on_host(pipeline.decode_chunks(plan, latent, hooks=hooks), levels)
+    chunks = on_host(pipeline.decode_chunks(plan, latent, hooks=hooks, report=report), levels)
     with measured_peak(report, "decode", plan.decode.device):
         while True:
             # Nothing is waited for but the frames themselves: while they are encoded, the device decodes the next.
@@ -92,18 +131,57 @@ def _frames(
             yield frames[0].numpy()
 
 
-def _write(arguments: argparse.Namespace, chunks: Iterator[np.ndarray]) -> list[np.ndarray]:
-    """Write the video while it is decoded; returns the frames only where a contact sheet needs them."""
-    kept: list[np.ndarray] = []
+class _Outputs:
+    """Writes what was asked for, each file where it was asked for or, where that is refused, where it is accepted."""
 
-    def watched() -> Iterator[np.ndarray]:
-        for chunk in chunks:
-            if arguments.contact_sheet:
-                kept.extend(chunk)
-            yield chunk
+    def __init__(self, arguments: argparse.Namespace, report: Report) -> None:
+        self._arguments = arguments
+        self._report = report
+        self.video: Path = arguments.out
+        self.refused = False
 
-    write_video(watched(), arguments.out, fps=Fraction(arguments.fps))
-    return kept
+    def save_latent(self, latent: Tensor) -> None:
+        def write(path: Path) -> None:
+            with replacing(path) as temporary:
+                temporary.write_bytes(save({"samples": latent}))
+
+        if self._arguments.latent_out:
+            self._write(self._arguments.latent_out, write)
+
+    def save_video(self, chunks: Iterator[np.ndarray]) -> list[np.ndarray]:
+        """Write the video while it is decoded; returns its frames, which are kept until they are safe in a file."""
+        frames: list[np.ndarray] = []
+
+        def decoded() -> Iterator[np.ndarray]:
+            # After a refusal: what there is already, then the rest.
+            if frames:
+                yield np.stack(frames)
+            for chunk in chunks:
+                frames.extend(chunk)
+                yield chunk
+
+        fps = Fraction(self._arguments.fps)
+        self.video = self._write(self._arguments.out, lambda path: write_video(decoded(), path, fps=fps))
+        return frames
+
+    def save_rest(self, frames: list[np.ndarray]) -> None:
+        """The contact sheet and the report."""
+
+        def write_report(path: Path) -> None:
+            with replacing(path) as temporary:
+                temporary.write_text(self._report.to_json(), encoding="utf-8")
+
+        if sheet := self._arguments.contact_sheet:
+            self._write(sheet, lambda path: write_contact_sheet(frames, path))
+        if report := self._arguments.report:
+            self._write(report, write_report)
+
+    def _write(self, path: Path, write: Callable[[Path], object]) -> Path:
+        place = write_safely(path, write)
+        if place != path:
+            self.refused = True
+            self._report.warnings.append(f"cannot write {str(path)!r}, so it is {str(place)!r} instead")
+        return place
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, object]:

@@ -37,7 +37,7 @@ def add_lora_options(parser: argparse.ArgumentParser) -> None:
         # One list for all three, because their order counts.
         group.add_argument(
             option, action="append", default=[], dest="loras", metavar="FILE[:STRENGTH]", help=summary,
-            type=partial(_LoraOption, option),
+            type=partial(LoraOption, option),
         )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def loras(arguments: argparse.Namespace, spec: TransformerSpec) -> tuple[LoraCho
 
 
 @dataclass(frozen=True, slots=True)
-class _LoraOption:
+class LoraOption:
     """One of the three options, and what was given with it."""
 
     option: str
@@ -111,6 +111,11 @@ class _LoraOption:
         if self.option == "--lora":
             return choose_lora(file, spec, strength_high=strength, strength_low=strength)
         return lora_for(Expert(self.option.removeprefix("--lora-")), file, spec, strength)
+
+    def absolute(self) -> "LoraOption":
+        """The same from wherever the command is given."""
+        file, strength = self._split()
+        return LoraOption(self.option, f"{file.absolute()}:{strength:g}")
 
     def _split(self) -> tuple[Path, float]:
         # A drive letter has a colon too, so what follows the last one must be a number.

@@ -93,4 +93,4 @@ def _in_words(found: _Found) -> str:
     owner, _, leaf = found.name.partition(".")
     if owner in _ATTENTION and leaf == "o" and not found.inputs_are_finite:
         return f"{_ATTENTION[owner]} kernel"
-    return f"layer {found.name!r}"
+    return f"layer {found.name!r}" if found.inputs_are_finite else f"what goes into layer {found.name!r}"

@@ -67,10 +67,13 @@ def facts_of(
 def refuse_another(saved: RunState, mine: Facts) -> None:
     """Raise `InputError` in one sentence unless the saved run is one of this model, request and size."""
     theirs = saved.facts.what
-    for name in mine.what.keys() | theirs.keys():
-        if mine.what.get(name) != theirs.get(name):
-            detail = "" if name in _OPAQUE else f" ({theirs.get(name)} there, {mine.what.get(name)} here)"
-            raise InputError(f"the saved run is another one: its {name.replace('_', ' ')} differs{detail}; start anew")
+    for name in (*mine.what, *theirs):
+        there, here = theirs.get(name), mine.what.get(name)
+        if there != here:
+            detail = (
+                f"not the same {name}" if name in _OPAQUE else f"{name.replace('_', ' ')} {there} there, {here} here"
+            )
+            raise InputError(f"the saved run is another one: {detail}; give the values of that run, or start a new one")
 
 
 def other_ways(saved: RunState, mine: Facts) -> str | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .state import Facts, Position, RunState, write_state
+from .state import Facts, Position, RunState, remove_state, write_state
 
 DEFAULT_SAVE_SECONDS = 120.0
 
@@ -69,10 +69,10 @@ class Journal:
             self._write(*_on_host(self.position))
 
     def discard(self) -> None:
-        """The result is safe elsewhere: remove the file."""
+        """The result is safe elsewhere: remove the file, and what a killed process may have left half written."""
         self.flush()
         if self.file is not None:
-            self.file.path.unlink(missing_ok=True)
+            remove_state(self.file.path)
 
     @property
     def saved(self) -> Path | None:

@@ -1,4 +1,4 @@
-"""The safe kernels: PyTorch's own attention and nothing compiled, bound into built experts for a while.
+"""The safe kernels: PyTorch's own and nothing compiled, bound into built experts for a while.
 
 Used where the kernels that a plan chose gave numbers that are not finite. The weights stay as they are and where they
 are; what is bound is put back afterwards.
@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..kernels.block import TORCH
+
 # In this order: plain matrix products where their score matrix is small, else a kernel that keeps none. cuDNN's is left
 # out: it is among the fast ones, and may be what failed.
 _MATH_SCORES = 1 << 28
 _SMALL = (SDPBackend.MATH,)
 _LARGE = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
 
-SAFE_KERNELS = "PyTorch's attention, nothing compiled, one guidance pass after the other"
+SAFE_KERNELS = "PyTorch's own kernels, nothing compiled, one guidance pass after the other"
 
 
 def safe_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -39,17 +41,19 @@ def eager() -> Iterator[None]:
 @contextmanager
 def safe_kernels(transformers: Iterable[nn.Module]) -> Iterator[None]:
     """While this is open, the transformers run on the safe kernels."""
+    safe = {"attend": safe_attend, "kernels": TORCH}
     bound = [
-        (module, module.attend)
+        (module, name, getattr(module, name))
         for transformer in transformers
         for module in transformer.modules()
-        if hasattr(module, "attend")
+        for name in safe
+        if hasattr(module, name)
     ]
     try:
-        for module, _ in bound:
-            module.attend = safe_attend
+        for module, name, _ in bound:
+            setattr(module, name, safe[name])
         with eager():
             yield
     finally:
-        for module, attend in bound:
-            module.attend = attend
+        for module, name, kernel in bound:
+            setattr(module, name, kernel)

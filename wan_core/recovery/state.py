@@ -8,7 +8,9 @@ is written beside its place and moved there, so nobody ever finds half of one, a
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -98,6 +100,13 @@ def write_state(path: Path, state: RunState) -> None:
             file.write(save(tensors, metadata={_KEY: json.dumps(words)}))
             file.flush()
             os.fsync(file.fileno())  # a name that outlives a power cut before its bytes do would be worth nothing
+
+
+def remove_state(path: Path) -> None:
+    """Remove a state, and what a process that was killed while it wrote one left of that."""
+    for each in (path, *path.parent.glob(f".{escape(path.name)}.*.part")):
+        with suppress(OSError):
+            each.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> RunState:

@@ -83,9 +83,9 @@ def test_an_unwritable_place_is_one_sentence_and_leaves_the_old_state(tmp_path: 
 def test_another_run_is_refused_by_the_fact_that_differs() -> None:
     saved = state()
     refuse_another(saved, FACTS)
-    with pytest.raises(InputError, match=r"its seed differs \(3 there, 4 here\); start anew"):
+    with pytest.raises(InputError, match="another one: seed 3 there, 4 here; give"):
         refuse_another(saved, Facts(what={"model": "a", "seed": "4"}, how={}))
-    with pytest.raises(InputError, match="its model differs; start anew"):
+    with pytest.raises(InputError, match="another one: not the same model; give"):
         refuse_another(saved, Facts(what={"model": "b", "seed": "3"}, how={}))
 
 
