@@ -36,7 +36,8 @@ SETTINGS = MappingProxyType(
         ),
         "offload": (
             "offload.policy",
-            "resident keeps both experts on the device; experts keeps the idle one in host memory.",
+            "resident keeps both experts on the device; experts keeps the idle one in host memory; stream lets the "
+            "last blocks of the running one pass through two buffers. auto: the first of these that fits.",
         ),
         "compile": ("compile.mode", "torch.compile of the transformer block; the first step of a new size is slow."),
         "vae_tiling": ("vae.tiling", "Decode whole frames or overlapping tiles. auto: tiles where frames do not fit."),
@@ -54,8 +55,18 @@ SETTINGS = MappingProxyType(
             "LoRAs beside the layers, where a change of strength reloads nothing, or merged into the weights, where "
             "they cost no time in a step. auto: beside.",
         ),
+        "streamed_blocks": (
+            "offload.streamed_blocks",
+            "With offload stream or auto: how many of the 40 blocks pass through. auto: the fewest that fit.",
+        ),
+        "memory_budget": (
+            "offload.budget",
+            "GiB of the GPU's memory that a run may take, for example 22.5. auto: what is free.",
+        ),
     }
 )
+# Settings that take a number; the other open ones take the name of a kernel.
+_NUMBERS = frozenset({"offload.streamed_blocks", "offload.budget"})
 
 
 class OptimizationProfileNode(io.ComfyNode):
@@ -76,9 +87,10 @@ class OptimizationProfileNode(io.ComfyNode):
                     options=list(profiles.PRESETS),
                     default="auto",
                     tooltip="auto: chosen for this machine. reference: float32, the yardstick, slow. exact: compiled. "
-                    "80gb and cpu: for that much memory.",
+                    "80gb, 40gb, 24gb, 16gb: auto within 78, 38, 22.5 and 14.5 GiB of the GPU; weights that do not "
+                    "fit wait in host memory. cpu: float32, for running without a GPU.",
                 ),
-                *(_combo(widget, setting, tooltip) for widget, (setting, tooltip) in SETTINGS.items()),
+                *(_input(widget, setting, tooltip) for widget, (setting, tooltip) in SETTINGS.items()),
             ],
             outputs=[WanProfile.Output(display_name="profile")],
         )
@@ -90,17 +102,19 @@ class OptimizationProfileNode(io.ComfyNode):
 
 def chosen_profile(preset: str, widgets: Mapping[str, str]) -> profiles.OptimizationProfile:
     """The profile that a preset and the widgets of single settings stand for."""
-    changes = {SETTINGS[widget][0]: value for widget, value in widgets.items() if value != KEEP}
+    changes = {SETTINGS[widget][0]: value.strip() for widget, value in widgets.items() if value != KEEP}
     return profiles.preset(preset).with_settings(changes)
 
 
-def _combo(widget: str, setting: str, tooltip: str) -> io.Combo.Input:
-    choices = profiles.setting_choices(setting) or ("auto", *BACKEND_NAMES)
+def _input(widget: str, setting: str, tooltip: str) -> io.Combo.Input | io.String.Input:
+    tooltip = f"{tooltip} {KEEP}: what the preset says."
+    if setting in _NUMBERS:
+        return io.String.Input(widget, default=KEEP, tooltip=tooltip, optional=True, advanced=True)
     return io.Combo.Input(
         widget,
-        options=[KEEP, *choices],
+        options=[KEEP, *(profiles.setting_choices(setting) or ("auto", *BACKEND_NAMES))],
         default=KEEP,
-        tooltip=f"{tooltip} {KEEP}: what the preset says.",
+        tooltip=tooltip,
         optional=True,
         advanced=True,
     )

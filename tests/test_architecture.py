@@ -16,15 +16,16 @@ ROOT = Path(__file__).parent.parent
 # Unit (file or folder of wan_core) by layer, the most basic first. A new unit needs a place here.
 LAYERS = {
     "facts": {"errors", "files", "hooks", "placement", "profiles", "recipes", "report", "specs"},
-    "machine": {"hardware", "history", "kernels", "measure", "precision"},
+    "machine": {"hardware", "history", "kernels", "live_bytes", "measure", "precision"},
     "mechanisms": {
         "attention", "compilation", "frames", "linear", "metrics", "offload", "pacing", "parallel", "step_cache",
         "video",
     },
     "wan": {"models", "sampling", "checkpoint"},
     "composition": {
-        "adaptation", "build", "choices", "component_plan", "components", "countdown", "estimate", "live", "lora_plan",
-        "native", "outlook", "plan", "predict", "recovery",
+        "activations", "adaptation", "build", "choices", "component_plan", "components", "countdown", "demand",
+        "estimate", "footprint", "live", "lora_plan", "memory_plan", "native", "outlook", "placing", "plan", "predict",
+        "recovery", "run_plan", "workload",
     },
     "surface": {"__init__", "__main__", "bench", "cli", "pipeline", "sample"},
 }  # fmt: skip

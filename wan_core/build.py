@@ -69,6 +69,8 @@ def build_experts(
     experts; where it holds the same weights but for LoRAs, they are taken over, and it has to read them anew.
     """
     strict = binding.on_unsupported == "error"
+    if make_residency is None and binding.placement.policy not in _RESIDENCIES:
+        raise UnsupportedError(f"placement {binding.placement.policy!r} cannot be carried out yet; use 'experts'")
     attend, attention_decision = bind(binding.attention, hardware, strict=strict)
     cross_attend, cross_decision = bind(binding.cross_attention, hardware, strict=strict)
     kernels, kernel_problem = bind_kernels(binding.block_kernels, binding.device)

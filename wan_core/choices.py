@@ -11,6 +11,7 @@ from .attention.calibrate import is_measurable
 from .attention.interface import AttentionProblem, KernelChoice, survivors
 from .errors import UnsupportedError
 from .hardware import Hardware
+from .placement import Placement
 from .profiles import OptimizationProfile
 from .report import Decision
 
@@ -18,6 +19,8 @@ from .report import Decision
 # and costs memory (at 32,760 tokens on one H200: 5.10 s a step sequential, 5.25 s batched, 2026-11-21).
 BATCHED_GUIDANCE_TOKENS = 16_384
 KERNELS_TOPIC = "fused kernels"
+
+_WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 def choose_dtype(topic: str, asked: str, hardware: Hardware) -> tuple[str, Decision]:
@@ -96,6 +99,14 @@ def choose_block_kernels(
     if asked == "off":
         return "off", Decision(topic=KERNELS_TOPIC, asked=asked, chosen="off")
     return "off", Decision(topic=KERNELS_TOPIC, asked=asked, chosen="off", reason=reason)
+
+
+def compile_with(placement: Placement, decision: Decision) -> Decision:
+    """The compile mode beside a placement: a CUDA graph repeats its addresses, and weights that move change them."""
+    without_graphs = _WITHOUT_GRAPHS.get(decision.chosen)
+    if placement.policy == "resident" or without_graphs is None:
+        return decision
+    return replace(decision, chosen=without_graphs, reason="CUDA graphs need weights that stay where they are")
 
 
 def choose_tf32(asked: str, hardware: Hardware) -> tuple[str, Decision]:

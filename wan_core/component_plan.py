@@ -1,14 +1,19 @@
 """How the text encoder and the VAE run: where, in which dtype, in which tiles. Pure, as `plan.resolve` is.
 
-A component knows nothing of the experts; whoever has both resident subtracts their weights from the free memory first.
+A component knows nothing of the experts: whoever keeps them on the device beside it, subtracts them from the free
+memory first (`run_plan.py`).
 """
 
 from dataclasses import dataclass
 
+from .activations import DTYPE_BYTES
 from .choices import choose_dtype
+from .footprint import SLACK_BYTES, WORKSPACE_BYTES, text_encoder_sizes, text_forward_bytes, vae_bytes
 from .hardware import Hardware
+from .memory_plan import Part, Phase
 from .models.vae_tiling import Tile, decode_bytes, default_tile
-from .predict import DTYPE_BYTES, RESERVED_BYTES, decode_seconds, text_encoder_bytes
+from .placing import HOST_HEADROOM_BYTES, within_budget
+from .predict import decode_seconds
 from .profiles import OptimizationProfile
 from .report import Decision, gib
 from .specs import TextEncoderSpec, VaeSpec
@@ -20,41 +25,78 @@ class ComponentPlan:
 
     device: str
     dtype: str
-    peak_bytes: int
+    phase: Phase
+    weight_bytes: int
     decisions: tuple[Decision, ...]
     seconds: float | None = None
     tile: Tile | None = None
 
-    def to_text(self) -> str:
-        seconds = "" if self.seconds is None else f", about {self.seconds:.3g} s"
-        lines = [*map(str, self.decisions), f"at most {self.peak_bytes / 2**30:.2f} GiB{seconds} (estimate)"]
+    @property
+    def peak_bytes(self) -> int:
+        """What must be free for it, weights included, with what the allocator cannot use."""
+        return self.phase.peak_bytes + SLACK_BYTES
+
+    def describe(self) -> str:
+        """The choices and the time."""
+        lines = [*map(str, self.decisions)]
+        if self.seconds is not None:
+            lines.append(f"{self.phase.name}: about {self.seconds:.3g} s (estimate)")
         return "\n".join(lines)
+
+    def to_text(self) -> str:
+        """The plan of this component alone, for people."""
+        return f"{self.describe()}\nmemory, {self.phase} (estimate)"
 
 
 def resolve_text(profile: OptimizationProfile, hardware: Hardware, spec: TextEncoderSpec) -> ComponentPlan:
-    """Decide how the text encoder runs: on the device where its weights fit, else on the host."""
+    """Decide how the text encoder runs: on the device where it fits, else on the host."""
+    hardware = within_budget(profile.offload, hardware)
     dtype, dtype_decision = choose_dtype("text encoder precision", profile.precision.weights, hardware)
-    needed = text_encoder_bytes(spec, dtype) + RESERVED_BYTES
-    if hardware.is_cuda and needed > hardware.free_memory:
+    weights = text_encoder_sizes(spec, dtype).total
+    phase = _text_phase(spec, dtype, weights, hardware.is_cuda)
+    if hardware.is_cuda and phase.peak_bytes + SLACK_BYTES > hardware.free_memory:
+        needed = phase.peak_bytes + SLACK_BYTES
         reason = f"{gib(needed)} do not fit in the {gib(hardware.free_memory)} free on {hardware.device}"
-        place = Decision(topic="text encoder", asked="auto", chosen="cpu", reason=reason)
-        return ComponentPlan(
-            device="cpu", dtype="float32", peak_bytes=text_encoder_bytes(spec, "float32"), decisions=(place,)
-        )
+        return _text_on_host(hardware, spec, Decision(topic="text encoder", asked="auto", chosen="cpu", reason=reason))
     place = Decision(topic="text encoder", asked="auto", chosen=hardware.device)
-    return ComponentPlan(device=hardware.device, dtype=dtype, peak_bytes=needed, decisions=(place, dtype_decision))
+    return ComponentPlan(
+        device=hardware.device, dtype=dtype, phase=phase, weight_bytes=weights, decisions=(place, dtype_decision)
+    )
+
+
+def _text_on_host(hardware: Hardware, spec: TextEncoderSpec, place: Decision) -> ComponentPlan:
+    """In float32, as exact as it gets, where the host has room for that; else in bfloat16."""
+    room = hardware.host_free_memory - HOST_HEADROOM_BYTES
+    sizes = {dtype: text_encoder_sizes(spec, dtype).total for dtype in ("float32", "bfloat16")}
+    dtype = "float32" if sizes["float32"] <= room else "bfloat16"
+    reason = "" if dtype == "float32" else f"{gib(sizes['float32'])} of float32 do not fit in the {gib(room)} there"
+    chosen = Decision(topic="text encoder precision", asked="auto", chosen=dtype, reason=reason)
+    phase = Phase(name="text", parts=(), host_bytes=sizes[dtype])
+    return ComponentPlan(device="cpu", dtype=dtype, phase=phase, weight_bytes=0, decisions=(place, chosen))
+
+
+def _text_phase(spec: TextEncoderSpec, dtype: str, weights: int, is_cuda: bool) -> Phase:  # noqa: FBT001
+    working = text_forward_bytes(spec, dtype) + (WORKSPACE_BYTES if is_cuda else 0)
+    return Phase(
+        name="text", parts=(Part(what="text encoder", nbytes=weights), Part(what="activations", nbytes=working))
+    )
 
 
 def resolve_decode(
     profile: OptimizationProfile, hardware: Hardware, spec: VaeSpec, latent_size: tuple[int, int, int]
 ) -> ComponentPlan:
-    """Decide how the VAE runs on a latent (T, H, W): whole frames where they fit, else in tiles."""
+    """Decide how the VAE runs on a latent (T, H, W): whole frames where they fit, else in tiles.
+
+    The videos of a batch are decoded one after the other.
+    """
+    hardware = within_budget(profile.offload, hardware)
     dtype, dtype_decision = choose_dtype("VAE precision", profile.vae.precision, hardware)
-    whole = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], None) + RESERVED_BYTES
-    tile, peak, reason = None, whole, ""
+    weights = vae_bytes(spec, dtype)
+    besides = weights + SLACK_BYTES + (WORKSPACE_BYTES if hardware.is_cuda else 0)
+    tile, reason = None, ""
+    whole = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], None) + besides
     if profile.vae.tiling == "on" or (profile.vae.tiling == "auto" and whole > hardware.free_memory):
-        tile = default_tile(spec, latent_size, DTYPE_BYTES[dtype], hardware.free_memory - RESERVED_BYTES) or Tile()
-        peak = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], tile) + RESERVED_BYTES
+        tile = default_tile(spec, latent_size, DTYPE_BYTES[dtype], hardware.free_memory - besides) or Tile()
         reason = f"whole frames need {gib(whole)}, {gib(hardware.free_memory)} are free"
     # Tiles differ from whole frames by at most 1e-3 of the norm, where their overlaps are blended.
     tiling = Decision(
@@ -65,10 +107,12 @@ def resolve_decode(
         quality="exact" if tile is None else "near",
     )
     rate = hardware.rate(dtype)
+    working = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], tile) + besides - weights - SLACK_BYTES
     return ComponentPlan(
         device=hardware.device,
         dtype=dtype,
-        peak_bytes=peak,
+        phase=Phase(name="decode", parts=(Part(what="VAE", nbytes=weights), Part(what="activations", nbytes=working))),
+        weight_bytes=weights,
         tile=tile,
         decisions=(dtype_decision, tiling),
         seconds=None if rate is None else decode_seconds(spec, latent_size, rate),

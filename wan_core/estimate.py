@@ -16,24 +16,17 @@ from .attention import verdict_store
 from .attention.calibrate import BUDGET_SECONDS, is_measurable
 from .attention.verdicts import Calibration
 from .component_plan import ComponentPlan
+from .footprint import expert_sizes, text_encoder_sizes
 from .hardware import Hardware
 from .history import History, Task
 from .offload import Place
 from .plan import ExecutionPlan
-from .predict import (
-    ATTENTION_EFFICIENCY,
-    LINEAR_EFFICIENCY,
-    decode_flops,
-    decode_seconds,
-    expert_bytes,
-    text_encoder_bytes,
-)
+from .predict import ATTENTION_EFFICIENCY, LINEAR_EFFICIENCY, READ_RATE, decode_flops, decode_seconds
 from .report import Report
 from .specs import Expert, TextEncoderSpec, TransformerSpec, VaeSpec, video_frames
 
-# Rates for a first run, to be replaced by what is measured in it. Bytes per second of a file on a common NVMe disk, and
-# of a copy between host and device; one H200 read 5.0e9 from memory (benchmarks/results/first_run_h200_202611.md).
-READ_RATE, COPY_RATE = 2.0e9, 8.0e9
+# Bytes per second of a copy between host and device in a first run, to be replaced by what is measured in it.
+COPY_RATE = 8.0e9
 # Seconds for modules without weights, and for importing what compiles and attends.
 BUILD_SECONDS = 2.0
 # Seconds before the first step of a new build: kernels loaded and tuned, and with torch.compile the block compiled
@@ -122,7 +115,7 @@ def text_parts(
     plan: ComponentPlan, spec: TextEncoderSpec, known: Knowledge, *, place: Place = Place.FILE
 ) -> tuple[Part, ...]:
     """Both prompts, and the encoder from where its weights wait."""
-    nbytes = text_encoder_bytes(spec, plan.dtype)
+    nbytes = text_encoder_sizes(spec, plan.dtype).total
     rate = known.hardware.rate(plan.dtype)
     compute = 0.0 if rate is None else 2.0 * spec.num_parameters * _TEXT_TOKENS / (rate * LINEAR_EFFICIENCY * 1e12)
     task = Task(
@@ -229,7 +222,7 @@ def _build(plan: ExecutionPlan, spec: TransformerSpec, known: Knowledge, places:
 
 
 def _load(plan: ExecutionPlan, spec: TransformerSpec, places: Mapping[Expert, Place], order: Sequence[Expert]) -> Part:
-    each = expert_bytes(spec, plan.binding.dtype)
+    each = expert_sizes(spec, plan.binding.dtype).total
     at_once = tuple(Expert) if plan.weight_bytes >= 2 * each else order[:1]
     moved = [expert for expert in at_once if places[expert] is not Place.DEVICE]
     source = places[moved[0]] if moved else Place.DEVICE
@@ -252,7 +245,7 @@ def _first_step(plan: ExecutionPlan, spec: TransformerSpec, known: Knowledge, *,
 
 
 def _switch(plan: ExecutionPlan, spec: TransformerSpec, place: Place) -> Part:
-    each = expert_bytes(spec, plan.binding.dtype)
+    each = expert_sizes(spec, plan.binding.dtype).total
     source = Place.DEVICE if plan.weight_bytes >= 2 * each else place
     kind = f"switch, from {source.value}"
     task = Task(kind=kind, size=f"{_model(spec)} {plan.key}", work=float(each))

@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,7 @@ class Hardware:
 
     device: torch device string. capability: CUDA compute capability, `None` without CUDA. Memory in bytes.
     tflops: measured matrix product rate by dtype name, in TFLOP/s (a moment of work at detection).
+    host_bandwidth: measured bytes per second from page-locked host memory to the device, `None` where it was not.
     """
 
     device: str
@@ -50,6 +52,7 @@ class Hardware:
     cudnn_version: str | None = None
     libraries: tuple[tuple[str, str], ...] = ()
     tflops: tuple[tuple[str, float], ...] = ()
+    host_bandwidth: float | None = None
 
     @property
     def is_cuda(self) -> bool:
@@ -108,6 +111,7 @@ class Hardware:
             cudnn_version=_cudnn_version(),
             libraries=_installed_libraries(),
             tflops=_measured_rates(device) if measure else (),
+            host_bandwidth=_measured_bandwidth(device) if measure and device.startswith("cuda") else None,
         )
 
 
@@ -184,15 +188,23 @@ def _measured_rates(device: str) -> tuple[tuple[str, float], ...]:
     rates = []
     for dtype in dtypes:
         a = torch.randn(size, size, device=device, dtype=dtype)
-        best = min(_seconds(a, device) for _ in range(repeats))
+        best = min(_seconds(lambda a=a: a @ a, device) for _ in range(repeats))
         rates.append((str(dtype).removeprefix("torch."), 2 * size**3 / best / 1e12))
     return tuple(rates)
 
 
-def _seconds(a: torch.Tensor, device: str) -> float:
+@cache
+def _measured_bandwidth(device: str) -> float:
+    """Bytes per second of copies from page-locked memory, some hundredths of a second of work."""
+    waiting = torch.empty(64 << 20, dtype=torch.uint8, pin_memory=True)
+    arrived = torch.empty_like(waiting, device=device)
+    return waiting.nbytes / min(_seconds(lambda: arrived.copy_(waiting, non_blocking=True), device) for _ in range(4))
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
     synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     synchronize()
     start = perf_counter()
-    a @ a
+    work()
     synchronize()
     return perf_counter() - start

@@ -5,7 +5,7 @@ built stays, so that a second video costs no loading, and is built anew only whe
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,14 +18,13 @@ from .checkpoint.find import ModelFiles, find_model
 from .checkpoint.lora_pair import LoraChoice, Partner, choose_lora
 from .checkpoint.text_encoder import open_text_encoder
 from .checkpoint.vae import open_vae
-from .component_plan import ComponentPlan, resolve_decode, resolve_text
 from .components import Experts, TextEncoder, Vae
 from .estimate import Knowledge, RunEstimate, decode_parts, learn, sampling_parts, save_parts, text_parts
 from .hardware import Hardware
 from .hooks import RunHooks, Silent
 from .measure import measured_phase
 from .offload import Place, Weights
-from .plan import ExecutionPlan, Workload, resolve
+from .plan import ExecutionPlan
 from .profiles import OptimizationProfile, preset
 from .recipes import SampleRequest, VideoSize
 from .recovery.identity import facts_of
@@ -33,23 +32,13 @@ from .recovery.journal import Journal
 from .recovery.ladder import Ladder, decode_down_the_ladder, give_back, sample_down_the_ladder, smaller_tiles
 from .recovery.state import Facts
 from .report import Report
+from .run_plan import ModelSpecs, RunPlan, resolve_run
 from .sample import Conditioning, SampleResult, sample
 from .specs import DEFAULT_NEGATIVE_PROMPT
+from .workload import Workload
 
 # Left free on the host when weights are moved there because the device is full.
 _HOST_HEADROOM_BYTES = 2 << 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunPlan:
-    """The plans of all phases of one run."""
-
-    text: ComponentPlan
-    experts: ExecutionPlan
-    decode: ComponentPlan
-
-    def to_text(self) -> str:
-        return "\n".join((self.experts.to_text(), self.text.to_text(), self.decode.to_text()))
 
 
 class WanPipeline:
@@ -98,13 +87,8 @@ class WanPipeline:
         """What a run would do; builds and loads nothing."""
         hardware = self._hardware()
         workload = Workload(request=request, latent_size=size.latent_size, batch=batch, loras=self.pair.loras)
-        experts = resolve(self.profile, hardware, self.pair.spec, workload, verdict_store.read(hardware))
-        beside = replace(hardware, free_memory=max(hardware.free_memory - experts.weight_bytes, 0))
-        return RunPlan(
-            text=resolve_text(self.profile, hardware, self._text_source.spec),
-            experts=experts,
-            decode=resolve_decode(self.profile, beside, self._vae_source.spec, size.latent_size),
-        )
+        specs = ModelSpecs(transformer=self.pair.spec, text_encoder=self._text_source.spec, vae=self._vae_source.spec)
+        return resolve_run(self.profile, hardware, specs, workload, verdict_store.read(hardware))
 
     def estimate(self, plan: RunPlan) -> RunEstimate:
         """How long a run of this plan takes from now on: what is loaded already costs nothing."""
@@ -133,7 +117,7 @@ class WanPipeline:
         with measured_phase(report, "text", plan.text.device):
             text = self._text = self._text or build_text_encoder(plan.text, self._text_source)
             positive, opposite = text.encode([prompt, negative.strip() or DEFAULT_NEGATIVE_PROMPT], hooks).split(1)
-            if plan.text.peak_bytes + plan.experts.peak_bytes > self._hardware().free_memory:
+            if not plan.keeps_text:
                 text.weights.drop()
         report.decisions += text.decisions
         report.warnings += text.notes({"prompt": prompt, **({"negative prompt": negative} if negative.strip() else {})})
@@ -187,7 +171,8 @@ class WanPipeline:
         hooks = hooks or Silent()
         hooks.on_phase("decode")
         self._vae = self._vae or build_vae(plan.decode, self._vae_source)
-        self._make_room(plan.decode)
+        if not plan.keeps_experts:
+            self._move_experts_away()
         smaller = smaller_tiles(self._vae_source.spec, tuple(latent.shape[2:]), plan.decode.dtype)
         yield from decode_down_the_ladder(
             lambda tile: self._vae.decode_chunks(latent, tile, hooks),
@@ -217,19 +202,17 @@ class WanPipeline:
                     _evict(weights, self._hardware().host_free_memory)
         give_back(device)
 
-    def _make_room(self, decode: ComponentPlan) -> None:
-        """Move idle experts to the host where the decode would not fit beside them."""
+    def _move_experts_away(self) -> None:
         for weights in self._experts.weights.values() if self._experts else ():
-            if decode.device.startswith("cuda") and self._hardware(own=False).free_memory < decode.peak_bytes:
-                weights.to_host()
+            weights.to_host()
 
-    def _hardware(self, *, own: bool = True) -> Hardware:
-        """This machine; with `own`, memory that our own weights hold counts as free, since it is there to be reused."""
+    def _hardware(self) -> Hardware:
+        """This machine; memory that our own weights hold counts as free, since it is there to be reused."""
         hardware = Hardware.detect(self._device)
         held = [self._text.weights] if self._text else []
         held += [self._vae.weights] if self._vae else []
         held += self._experts.weights.values() if self._experts else []
-        reusable = sum(weights.bytes_on_device for weights in held) if own else 0
+        reusable = sum(weights.bytes_on_device for weights in held)
         return replace(hardware, free_memory=hardware.free_memory + reusable)
 
 

@@ -5,47 +5,32 @@ its reason in the report. Placement is decided last, because it depends on all t
 """
 
 import hashlib
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from .adaptation import Application
-from .attention.interface import AttentionProblem, KernelChoice
+from .attention.interface import KernelChoice
 from .attention.verdicts import NOTHING_MEASURED, Calibration
-from .checkpoint.lora_pair import LoraChoice
-from .choices import choose_attention, choose_block_kernels, choose_compile, choose_dtype, choose_guidance, choose_tf32
+from .choices import choose_tf32, compile_with
+from .demand import choose
 from .errors import OutOfMemoryError
+from .footprint import SLACK_BYTES
 from .hardware import Hardware
-from .lora_plan import LoraIdentity, LoraPlan, lora_disagreements, plan_loras
+from .lora_plan import LoraIdentity, lora_disagreements
+from .memory_plan import Phase
 from .placement import Placement
-from .predict import (
-    DTYPE_BYTES,
-    RESERVED_BYTES,
-    ForwardShape,
-    expert_bytes,
-    forward_bytes,
-    forward_seconds,
-    text_context_bytes,
-)
+from .placing import place, within_budget
+from .predict import forward_seconds
 from .profiles import PRESETS, OptimizationProfile
-from .recipes import SampleRequest, disagreements
-from .report import Decision, Rejection, gib
+from .recipes import disagreements
+from .report import Decision
 from .sampling.experts import split
 from .sampling.schedule import Schedule, for_request
 from .specs import Expert, TransformerSpec, video_frames
+from .workload import Workload
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """What is to be computed: the latent (T, H, W), the number of videos in the batch, the request, and the LoRAs."""
-
-    request: SampleRequest
-    latent_size: tuple[int, int, int]
-    batch: int = 1
-    loras: tuple[LoraChoice, ...] = ()
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether any step needs an unconditional pass."""
-        return any(self.request.recipe.guidance(expert) != 1.0 for expert in Expert)
+# Latent rows and columns of 832x480, the smaller of the sizes that the model was trained for.
+SMALL_LATENT = (60, 104)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,16 +71,19 @@ class ExpertsBinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionPlan:
-    """How the experts will run, with a reason for each choice. Bytes are device memory; seconds are estimates."""
+    """How the experts will run, with a reason for each choice. Seconds are estimates.
+
+    videos_at_once: of the batch, in one forward. phases: what the device holds, for the experts alone.
+    """
 
     workload: Workload
     schedule: Schedule
     split: tuple[Expert, ...]
     binding: ExpertsBinding
     guidance: str
+    videos_at_once: int
     tf32: str
-    weight_bytes: int
-    activation_bytes: int
+    phases: tuple[Phase, ...]
     step_flops: tuple[tuple[Expert, float], ...]
     step_seconds: tuple[tuple[Expert, float], ...]
     decisions: tuple[Decision, ...]
@@ -107,7 +95,18 @@ class ExecutionPlan:
 
     @property
     def peak_bytes(self) -> int:
-        return self.weight_bytes + self.activation_bytes
+        """Predicted peak of allocated device memory, of the experts and what sampling holds beside them."""
+        return max(phase.peak_bytes for phase in self.phases)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights on the device at most, with what streams through and what stands beside the layers."""
+        return max(part.nbytes for phase in self.phases for part in phase.parts if part.what == "weights")
+
+    @property
+    def activation_bytes(self) -> int:
+        """What must be free beside the weights, with what the allocator cannot use."""
+        return self.peak_bytes - self.weight_bytes + SLACK_BYTES
 
     @property
     def seconds(self) -> float | None:
@@ -136,53 +135,17 @@ class ExecutionPlan:
             text += f", switch below timestep {boundary:g} (step {num_high + 1} of {len(self.split)})"
         return text
 
-    def to_text(self) -> str:
-        """The plan for people: warnings, the split, the choices, the predictions."""
+    def describe(self) -> str:
+        """Warnings, the split, the choices, the time."""
         lines = [f"! {warning}" for warning in self.warnings]
         lines += [f"experts: {self.describe_split()}", *map(str, self.decisions)]
         for expert, seconds in self.step_seconds:
             lines.append(f"{expert.value} noise: about {seconds:.3g} s/step (estimate from the measured matmul rate)")
-        lines.append(
-            f"sampling: at most {self.peak_bytes / 2**30:.2f} GiB on {self.binding.device}, "
-            f"{self.weight_bytes / 2**30:.2f} of it weights (estimate)"
-        )
         return "\n".join(lines)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Forward:
-    """The choices that fix the shape of a forward, and what it needs beside the weights."""
-
-    shape: ForwardShape
-    guidance: str
-    activation_bytes: int
-    lora: LoraPlan
-    dtype_decision: Decision
-    guidance_decision: Decision
-
-
-def _forward(profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload) -> _Forward:
-    dtype, dtype_decision = choose_dtype("precision", profile.precision.weights, hardware)
-    guidance, guidance_decision = choose_guidance(profile.guidance.execution, spec.num_tokens(workload.latent_size))
-    shape = ForwardShape(
-        latent_size=workload.latent_size,
-        batch=workload.batch * (2 if guidance == "batched" and workload.is_guided else 1),
-        dtype=dtype,
-        residual=dtype if profile.precision.residual == "weights" else "float32",
-    )
-    # A batched pair of contexts stands beside the conditional one, which steps at guidance 1 use alone.
-    contexts = 1 if not workload.is_guided else 3 if guidance == "batched" else 2
-    forwards_at_once = 2 if guidance == "two-stream" and workload.is_guided else 1
-    return _Forward(
-        shape=shape,
-        guidance=guidance,
-        activation_bytes=forwards_at_once * forward_bytes(spec, shape)
-        + text_context_bytes(spec, contexts * workload.batch, dtype)
-        + RESERVED_BYTES,
-        lora=plan_loras(workload.loras, spec, profile, DTYPE_BYTES[dtype]),
-        dtype_decision=dtype_decision,
-        guidance_decision=guidance_decision,
-    )
+    def to_text(self) -> str:
+        """The plan of the experts alone, for people."""
+        return "\n".join((self.describe(), *(f"memory, {phase} (estimate)" for phase in self.phases)))
 
 
 def resolve(
@@ -199,61 +162,60 @@ def resolve(
     Raises `InputError` for a request that makes no sense, `UnsupportedError` where a strict profile cannot be kept and
     `OutOfMemoryError` where nothing fits, each in one sentence.
     """
+    hardware = within_budget(profile.offload, hardware)
+    try:
+        plan = _resolve(profile, hardware, spec, workload)
+    except OutOfMemoryError as error:
+        raise OutOfMemoryError(f"{error}; {_what_would_fit(profile, hardware, spec, workload)}") from None
+    return plan.with_calibration(calibration)
+
+
+def _resolve(
+    profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload
+) -> ExecutionPlan:
     schedule = for_request(workload.request)
     experts = split(schedule, workload.request.recipe.boundary)
-    forward = _forward(profile, hardware, spec, workload)
-    shape = forward.shape
-    num_tokens = spec.num_tokens(workload.latent_size)
-    problem = AttentionProblem(
-        batch=shape.batch, q_len=num_tokens, kv_len=num_tokens, num_heads=spec.num_heads, head_dim=spec.head_dim,
-        dtype=shape.dtype,
-    )  # fmt: skip
-    attention = choose_attention("self attention", profile.attention.backend, problem, hardware, profile)
-    cross = choose_attention(
-        "cross attention", profile.attention.cross, replace(problem, kv_len=spec.text_len), hardware, profile
-    )
-    compile_mode, compile_decision = choose_compile(profile.compile.mode, hardware, profile)
-    block_kernels, kernels_decision = choose_block_kernels(
-        profile.fusion.kernels, compile_mode, shape.dtype, hardware, profile
-    )
+    demand = choose(profile, hardware, spec, workload)
     tf32, tf32_decision = choose_tf32(profile.precision.tf32, hardware)
-    placement, weight_bytes, placement_decision = _place(profile, hardware, spec, workload, forward)
+    placed = place(profile.offload, demand.placeable(), hardware)
+    attention, cross = demand.kernels(placed.split)
+    compiling = compile_with(placed.placement, demand.compile_decision)
     return ExecutionPlan(
         workload=workload,
         schedule=schedule,
         split=experts,
         binding=ExpertsBinding(
             device=hardware.device,
-            dtype=shape.dtype,
-            residual=shape.residual,
+            dtype=demand.dtype,
+            residual=demand.residual,
             attention=attention,
             cross_attention=cross,
-            compile_mode=compile_mode,
-            block_kernels=block_kernels,
-            placement=placement,
+            compile_mode=compiling.chosen,
+            block_kernels=demand.block_kernels,
+            placement=placed.placement,
             on_unsupported=profile.on_unsupported,
-            lora=forward.lora.application,
-            lora_files=forward.lora.files,
+            lora=demand.lora.application,
+            lora_files=demand.lora.files,
         ),
-        guidance=forward.guidance,
+        guidance=placed.split.guidance,
+        videos_at_once=placed.split.batch,
         tf32=tf32,
-        weight_bytes=weight_bytes,
-        activation_bytes=forward.activation_bytes,
+        phases=placed.sampling.phases(placed.placement, experts),
         step_flops=_per_expert(experts, workload, spec.forward_flops(workload.latent_size, workload.batch).total),
-        step_seconds=_step_seconds(experts, workload, spec, replace(shape, batch=workload.batch), hardware),
+        step_seconds=_step_seconds(experts, workload, spec, demand.dtype, hardware),
         decisions=(
-            forward.dtype_decision,
+            demand.dtype_decision,
             attention.decision,
             cross.decision,
-            forward.guidance_decision,
-            compile_decision,
-            kernels_decision,
+            *demand.decide_split(placed.split),
+            compiling,
+            demand.kernels_decision,
             tf32_decision,
-            placement_decision,
-            *forward.lora.decisions,
+            placed.decision,
+            *demand.lora.decisions,
         ),
         warnings=_warnings(workload),
-    ).with_calibration(calibration)
+    )
 
 
 def _warnings(workload: Workload) -> tuple[str, ...]:
@@ -262,52 +224,31 @@ def _warnings(workload: Workload) -> tuple[str, ...]:
     return (*notes, *disagreements(recipe), *lora_disagreements(recipe, loras))
 
 
-def _place(
-    profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload, forward: _Forward
-) -> tuple[Placement, int, Decision]:
-    """Placement of the experts, bytes of weights on the device, decision."""
-    asked = profile.offload.policy
-    needed = _weight_bytes(spec, forward, hardware, asked)
-    rejected = []
-    for policy, weight_bytes in needed.items():
-        total = weight_bytes + forward.activation_bytes
-        short = total - hardware.free_memory
-        if short <= 0:
-            reason = f"{gib(total)} of the {gib(hardware.free_memory)} free"
-            decision = Decision(topic="placement", asked=asked, chosen=policy, reason=reason, rejected=tuple(rejected))
-            return Placement(policy=policy), weight_bytes, decision
-        rejected.append(Rejection(name=policy, reason=f"{gib(short)} short"))
-    raise OutOfMemoryError(
-        f"this run needs {gib(total)} on {hardware.device} with placement {policy!r}, {gib(short)} more than the "
-        f"{gib(hardware.free_memory)} that are free; {_what_would_fit(profile, hardware, spec, workload)}"
-    )
-
-
-def _weight_bytes(spec: TransformerSpec, forward: _Forward, hardware: Hardware, asked: str) -> dict[str, int]:
-    """Bytes of weights on the device by placement policy, in order of preference."""
-    each = [expert_bytes(spec, forward.shape.dtype) + adapters for adapters in forward.lora.adapter_bytes]
-    if not hardware.is_cuda:
-        return {"resident": sum(each)}  # on a CPU the host is the device: there is nowhere else for the idle expert
-    policies = {"resident": sum(each), "experts": max(each)}
-    return policies if asked == "auto" else {asked: policies[asked]}
-
-
 def _what_would_fit(profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload) -> str:
-    """The preset that fits, else the longest video of this size that does."""
-    for name, candidate in PRESETS.items():
-        if name != profile.name and _fits(candidate, hardware, spec, workload):
-            return f"the profile {name!r} fits"
+    """The nearest thing to what was asked that fits: another profile, fewer frames, a smaller size."""
+
+    def fits(profile: OptimizationProfile, workload: Workload) -> bool:
+        try:
+            _resolve(profile, hardware, spec, workload)
+        except OutOfMemoryError:
+            return False
+        return True
+
+    if profile.name != "auto" and fits(PRESETS["auto"], workload):
+        return "the profile 'auto' fits"
     t, h, w = workload.latent_size
-    for shorter in range(t - 1, 0, -1):
-        if _fits(profile, hardware, spec, replace(workload, latent_size=(shorter, h, w))):
-            return f"{video_frames(shorter)} frames of this size fit"
+    # Bisection: what fits grows with the number of frames.
+    shorter = [_sized(workload, (frames, h, w)) for frames in range(1, t)]
+    longest = bisect_left(shorter, 1, key=lambda candidate: 0 if fits(profile, candidate) else 1)
+    if longest:
+        return f"{video_frames(longest)} frames of this size fit"
+    if SMALL_LATENT < (h, w) and fits(profile, _sized(workload, (t, *SMALL_LATENT))):
+        return "832x480 fits at this length"
     return "no profile fits, not even one frame; free memory or use a smaller size"
 
 
-def _fits(profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload) -> bool:
-    forward = _forward(profile, hardware, spec, workload)
-    weights = _weight_bytes(spec, forward, hardware, profile.offload.policy)
-    return min(weights.values()) + forward.activation_bytes <= hardware.free_memory
+def _sized(workload: Workload, latent_size: tuple[int, int, int]) -> Workload:
+    return replace(workload, latent_size=latent_size)
 
 
 def _per_expert(experts: tuple[Expert, ...], workload: Workload, one_pass: float) -> tuple[tuple[Expert, float], ...]:
@@ -317,10 +258,11 @@ def _per_expert(experts: tuple[Expert, ...], workload: Workload, one_pass: float
 
 
 def _step_seconds(
-    experts: tuple[Expert, ...], workload: Workload, spec: TransformerSpec, shape: ForwardShape, hardware: Hardware
+    experts: tuple[Expert, ...], workload: Workload, spec: TransformerSpec, dtype: str, hardware: Hardware
 ) -> tuple[tuple[Expert, float], ...]:
-    rate = hardware.rate(shape.dtype)
-    return () if rate is None else _per_expert(experts, workload, forward_seconds(spec, shape, rate))
+    if (rate := hardware.rate(dtype)) is None:
+        return ()
+    return _per_expert(experts, workload, forward_seconds(spec, workload.latent_size, workload.batch, rate))
 
 
 def _hash(*parts: object) -> str:

@@ -1,14 +1,9 @@
-"""How much memory and time a run should take, from shapes alone.
+"""How much time the parts of a run should take, from shapes alone: the roofline with the efficiencies below.
 
-Two small models, kept apart from the plan so that they can be checked against measurements. Memory is bytes of device
-memory at the peak of a phase; time is the roofline with the efficiencies below, an estimate and marked as one.
+Estimates, and marked as such wherever they are shown. Memory is `footprint.py` and `activations.py`.
 """
 
-from dataclasses import dataclass
-
-from .specs import TextEncoderSpec, TransformerSpec, VaeSpec
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+from .specs import TransformerSpec, VaeSpec
 
 # Share of the measured matrix product rate that the parts of a forward reach: linear layers and attention of ComfyUI's
 # and the reference's stacks on one H200 (docs/LOG.md, 2026-11-21).
@@ -16,53 +11,14 @@ LINEAR_EFFICIENCY = 0.85
 ATTENTION_EFFICIENCY = 0.60
 CONVOLUTION_EFFICIENCY = 0.25
 
-# The allocator's slack, the CUDA context and library workspaces.
-RESERVED_BYTES = 1 << 30
+# Bytes per second of a file on a common NVMe disk; one H200 read 5.0e9 from memory
+# (benchmarks/results/first_run_h200_202611.md).
+READ_RATE = 2.0e9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardShape:
-    """What one forward of an expert runs on: the latent (T, H, W), the videos times passes in a batch, the dtypes."""
-
-    latent_size: tuple[int, int, int]
-    batch: int
-    dtype: str
-    residual: str
-
-
-def expert_bytes(spec: TransformerSpec, dtype: str) -> int:
-    """Weights of one expert; time embedding, modulation, norms and the head stay in float32."""
-    d = spec.dim
-    time = spec.freq_dim * d + d + d * d + d + 6 * d * d + 6 * d
-    small = spec.num_layers * (6 * d + 4 * d + 2 * d) + 2 * d
-    in_float32 = time + small
-    return (spec.num_parameters - in_float32) * DTYPE_BYTES[dtype] + in_float32 * 4
-
-
-def forward_bytes(spec: TransformerSpec, shape: ForwardShape) -> int:
-    """Activations of one forward at its widest point, inside a block."""
-    tokens = spec.num_tokens(shape.latent_size) * shape.batch
-    d, f = spec.dim, spec.ffn_dim
-    wide, narrow = DTYPE_BYTES[shape.residual], DTYPE_BYTES[shape.dtype]
-    residual = 2 * d * wide
-    attention = 5 * d * narrow + 3 * d * 4
-    feed_forward = 2 * f * narrow + 2 * d * narrow + d * 4
-    return tokens * (residual + max(attention, feed_forward))
-
-
-def text_context_bytes(spec: TransformerSpec, num_prompts: int, dtype: str) -> int:
-    """Keys and values of every cross attention, kept for the run."""
-    return num_prompts * spec.num_layers * 2 * spec.text_len * spec.dim * DTYPE_BYTES[dtype]
-
-
-def text_encoder_bytes(spec: TextEncoderSpec, dtype: str) -> int:
-    """Weights of the text encoder."""
-    return spec.num_parameters * DTYPE_BYTES[dtype]
-
-
-def forward_seconds(spec: TransformerSpec, shape: ForwardShape, tflops: float) -> float:
+def forward_seconds(spec: TransformerSpec, latent_size: tuple[int, int, int], batch: int, tflops: float) -> float:
     """Roofline of one forward at a measured matrix product rate."""
-    flops = spec.forward_flops(shape.latent_size, shape.batch)
+    flops = spec.forward_flops(latent_size, batch)
     attention = (flops.self_attention + flops.cross_attention) / ATTENTION_EFFICIENCY
     return (flops.linear / LINEAR_EFFICIENCY + attention) / (tflops * 1e12)
 

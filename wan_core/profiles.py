@@ -7,6 +7,7 @@ Each part is checked when it is created, so a profile that exists is a valid one
 
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from math import inf
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -75,9 +76,45 @@ class GuidanceSpec(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OffloadSpec(Checked):
-    """Where the weights wait: "resident" keeps both experts on the device, "experts" keeps the idle one on the host."""
+    """Where the weights wait, and how much of the GPU's memory a run may take.
 
-    policy: Literal["auto", "resident", "experts"] = "auto"
+    policy: "resident" keeps both experts on the device, "experts" keeps the idle one on the host, "stream" lets the
+    last blocks of the running one pass through two buffers. "auto" takes the first of these that fits.
+    streamed_blocks: how many pass, or "auto": the fewest that fit. budget: in GiB, or "auto": what is free.
+    """
+
+    policy: Literal["auto", "resident", "experts", "stream"] = "auto"
+    streamed_blocks: str = "auto"
+    budget: str = "auto"
+
+    def __post_init__(self) -> None:
+        # Zero-argument super() does not survive dataclass(slots=True), which makes the class anew.
+        Checked.__post_init__(self)
+        if self.streamed_blocks != "auto" and not (self.streamed_blocks.isdecimal() and int(self.streamed_blocks) > 0):
+            raise InputError(f"offload.streamed_blocks is {self.streamed_blocks!r}, expected 'auto' or 1 to 40 blocks")
+        if self.num_streamed is not None and self.policy not in ("auto", "stream"):
+            raise InputError(
+                f"offload.streamed_blocks is {self.streamed_blocks} with offload.policy {self.policy!r}, expected the "
+                "policy 'stream'"
+            )
+        if self.budget != "auto" and not self._has_budget():
+            raise InputError(
+                f"offload.budget is {self.budget!r}, expected 'auto' or a number of GiB, for example '22.5'"
+            )
+
+    @property
+    def num_streamed(self) -> int | None:
+        return None if self.streamed_blocks == "auto" else int(self.streamed_blocks)
+
+    @property
+    def budget_bytes(self) -> int | None:
+        return None if self.budget == "auto" else int(float(self.budget) * 2**30)
+
+    def _has_budget(self) -> bool:
+        try:
+            return 0.0 < float(self.budget) < inf
+        except ValueError:
+            return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +209,10 @@ def setting_choices(name: str) -> tuple[str, ...]:
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
+def _for_memory(name: str, budget: str) -> OptimizationProfile:
+    return OptimizationProfile(name=name, offload=OffloadSpec(budget=budget))
+
+
 PRESETS = MappingProxyType(
     {
         "auto": OptimizationProfile(name="auto"),
@@ -186,9 +227,11 @@ PRESETS = MappingProxyType(
             on_unsupported="error",
         ),
         "exact": OptimizationProfile(name="exact", compile=CompileSpec(mode="default")),
-        "80gb": OptimizationProfile(
-            name="80gb", offload=OffloadSpec(policy="experts"), guidance=GuidanceSpec(execution="sequential")
-        ),
+        # What a card of that size has left beside the driver and a desktop: 79.2, 39.4, 23.5 and 15.6 GiB, less one.
+        "80gb": _for_memory("80gb", "78"),
+        "40gb": _for_memory("40gb", "38"),
+        "24gb": _for_memory("24gb", "22.5"),
+        "16gb": _for_memory("16gb", "14.5"),
         "cpu": OptimizationProfile(
             name="cpu",
             precision=PrecisionSpec(weights="float32"),

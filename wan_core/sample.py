@@ -27,7 +27,7 @@ from .recovery.journal import Journal
 from .recovery.safe import SAFE_KERNELS, safe_kernels
 from .recovery.state import Position
 from .report import Decision, Report
-from .sampling.guidance import GuidedVelocity
+from .sampling.guidance import PartByPart
 from .sampling.loop import SolverStep, denoise
 from .sampling.noise import draw_noise, from_handover, is_empty, mix, to_handover, to_model_space, to_raw_space
 from .sampling.solvers import SOLVERS
@@ -118,7 +118,7 @@ class _Run:
         self._report = report
         self._guidance = plan.guidance
         self._active: Expert | None = None
-        self._velocity: GuidedVelocity | None = None
+        self._velocity: PartByPart | None = None
         self._redone = 0
         self._for_the_rest = ExitStack()
         self.clock = StepClock(plan.binding.device)
@@ -136,11 +136,15 @@ class _Run:
         """Make `expert` the one that runs: its weights on the device, its keys and values of the text."""
         self._experts.residency.activate(expert, self._hooks.on_load)
         self._experts.loras[expert].settle(self._experts.weights[expert])
+        # The keys and values of the other expert go before new ones come.
+        self._velocity = None
         transformer = self._experts.transformers[expert]
         guided = self._plan.workload.request.recipe.guidance(expert) != 1.0
         positive = self._context(transformer, self._conditioning.positive)
         negative = self._context(transformer, self._conditioning.negative) if guided else None
-        self._velocity = GuidedVelocity(transformer, positive, negative, execution=self._guidance)
+        self._velocity = PartByPart(
+            transformer, positive, negative, execution=self._guidance, at_once=self._plan.videos_at_once
+        )
         self._active = expert
 
     def denoise(self, start: Position, journal: Journal) -> Tensor:

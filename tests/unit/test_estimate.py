@@ -103,7 +103,7 @@ def test_compiling_loading_and_the_switch_are_part_of_it(machine):
     plain = by_name(sampling_parts(plan_of(hardware), T2V_A14B_TRANSFORMER, known_of(hardware)))
     assert compiled["first step"].seconds > 5.0 + plain["first step"].seconds
     assert plain["load"].seconds > 10.0 and plain["switch"].seconds == 0.0
-    swapped = by_name(sampling_parts(plan_of(hardware, "80gb"), T2V_A14B_TRANSFORMER, known_of(hardware)))
+    swapped = by_name(sampling_parts(plan_of(hardware, "40gb"), T2V_A14B_TRANSFORMER, known_of(hardware)))
     assert swapped["load"].seconds == pytest.approx(plain["load"].seconds / 2)
     assert swapped["switch"].seconds > 10.0
     there = dict.fromkeys(Expert, Place.DEVICE)

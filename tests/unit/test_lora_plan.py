@@ -126,7 +126,8 @@ def test_memory_of_a_lora_of_real_size_is_counted(tmp_path, machine):
 
 
 def test_a_lora_can_tip_the_placement(tmp_path, machine):
-    tight = resolved(machine, ()).peak_bytes / 2**30 + 0.5
+    plan = resolved(machine, ())
+    tight = (plan.weight_bytes + plan.activation_bytes) / 2**30 + 0.5
     assert resolved(machine, (), tight).binding.placement.policy == "resident"
     assert resolved(machine, [real_size(tmp_path)], tight).binding.placement.policy == "experts"
 

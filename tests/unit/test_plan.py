@@ -114,18 +114,18 @@ def test_cpu_computes_in_float32_and_batches_a_small_video():
 def test_too_little_memory_names_the_shortage_and_the_profile_that_fits():
     asked = preset("auto").with_settings({"offload.policy": "resident"})
     small = replace(H200, free_memory=60 * GIB)
-    with pytest.raises(OutOfMemoryError, match=r"GiB more than the 60.0 GiB that are free; the profile '\w+' fits"):
+    with pytest.raises(OutOfMemoryError, match=r"GiB more than the 60.0 GiB free; the profile '\w+' fits"):
         planned(asked, small)
 
 
 def test_too_little_memory_names_a_shorter_video_where_no_profile_fits():
     with pytest.raises(OutOfMemoryError, match=r"\d+ frames of this size fit"):
-        planned("auto", replace(H200, free_memory=36 * GIB))
+        planned("auto", replace(H200, free_memory=8 * GIB))
 
 
 def test_too_little_memory_for_anything():
     with pytest.raises(OutOfMemoryError, match="no profile fits, not even one frame"):
-        planned("auto", replace(H200, free_memory=8 * GIB))
+        planned("auto", replace(H200, free_memory=3 * GIB))
 
 
 def test_a_named_backend_that_cannot_run_falls_back_with_its_reason():
@@ -203,8 +203,8 @@ def test_text_encoder_goes_to_the_host_where_the_device_is_full():
 
 def test_decode_is_tiled_only_where_whole_frames_do_not_fit():
     assert resolve_decode(preset("auto"), H200, WAN21_VAE, HD.latent_size).tile is None
-    tight = resolve_decode(preset("auto"), replace(H200, free_memory=4 * GIB), WAN21_VAE, HD.latent_size)
-    assert tight.tile is not None and tight.peak_bytes <= 4 * GIB
+    tight = resolve_decode(preset("auto"), replace(H200, free_memory=5 * GIB), WAN21_VAE, HD.latent_size)
+    assert tight.tile is not None and tight.peak_bytes <= 5 * GIB
 
 
 def verdict(*names: str) -> Verdict:

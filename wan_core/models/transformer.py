@@ -67,6 +67,12 @@ class TextContext:
     def dtype(self) -> torch.dtype:
         return self.blocks[0].keys.dtype
 
+    def videos(self, start: int, stop: int) -> "TextContext":
+        """The contexts of some videos of the batch, as views."""
+        if start == 0 and stop >= self.batch:
+            return self
+        return TextContext(tuple(KeyValue(each.keys[start:stop], each.values[start:stop]) for each in self.blocks))
+
     def concatenate(self, other: "TextContext") -> "TextContext":
         """Both as one batch, this one first: two passes of guidance in one forward."""
         pairs = zip(self.blocks, other.blocks, strict=True)

@@ -13,11 +13,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..activations import DTYPE_BYTES
 from ..errors import OutOfMemoryError
 from ..hardware import Hardware
 from ..models.vae_tiling import Tile, decode_bytes, default_tile
 from ..plan import ExecutionPlan, resolve
-from ..predict import DTYPE_BYTES
 from ..profiles import OptimizationProfile
 from ..report import Decision, Report
 from ..specs import TransformerSpec, VaeSpec

@@ -107,5 +107,35 @@ class GuidedVelocity:
         return self._beside
 
 
+class PartByPart:
+    """The guided velocity of a batch, some of its videos at a time where all at once would not fit.
+
+    Every video gets what it would get in the whole batch, up to the order of additions inside the kernels.
+    """
+
+    def __init__(
+        self,
+        velocity: Velocity | Passes,
+        positive: "TextContext",
+        negative: "TextContext | None",
+        *,
+        execution: Execution,
+        at_once: int,
+    ) -> None:
+        self._at_once = at_once
+        self._parts = []
+        for start in range(0, positive.batch, at_once):
+            some = positive.videos(start, start + at_once)
+            opposite = None if negative is None else negative.videos(start, start + at_once)
+            self._parts.append(GuidedVelocity(velocity, some, opposite, execution=execution))
+
+    def __call__(self, latent: Tensor, timestep: Tensor, scale: float) -> Tensor:
+        """Velocity (B, C, T, H, W) float32 for a latent (B, C, T, H, W) and timesteps (B,) or (B, L)."""
+        if len(self._parts) == 1:
+            return self._parts[0](latent, timestep, scale)
+        parts = zip(self._parts, latent.split(self._at_once), timestep.split(self._at_once), strict=True)
+        return torch.cat([part(some, at, scale) for part, some, at in parts])
+
+
 def _twice(tensor: Tensor) -> Tensor:
     return repeat(tensor, "B ... -> (passes B) ...", passes=2)

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.unit.models.live_bytes import LiveBytes
 from tests.unit.models.random_vae import draw, random_vae, smooth_latent
 from wan_core.errors import InputError
+from wan_core.live_bytes import LiveBytes
 from wan_core.models.vae21 import WanVae
 from wan_core.models.vae_tiling import (
     Tile,

@@ -1,4 +1,8 @@
-"""Counts the bytes of live tensors, also of such on the meta device, where a run at full size costs nothing."""
+"""Counts the bytes of live tensors, also of such on the meta device, where a run at full size costs nothing.
+
+So a prediction of memory asks the code that will run instead of repeating it. What a library allocates inside of one
+operator is not seen, nor what a compiler would fuse.
+"""
 
 from collections.abc import Callable
 

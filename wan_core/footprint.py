@@ -1,0 +1,110 @@
+"""How many bytes the parts of a run take, from their dimensions alone; activations are counted in `activations.py`.
+
+What is predicted is `torch.cuda.max_memory_allocated`, to the rounding of PyTorch's allocator. What a process takes of
+the card is more: the allocator reserves pieces that it cannot fill, and the driver holds a context. A plan leaves
+`SLACK_BYTES` for that, on top of what it predicts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .activations import DTYPE_BYTES
+from .checkpoint.inventory import Shapes, text_encoder_shapes, transformer_shapes, vae_shapes
+from .models.transformer import wants_float32
+from .specs import TextEncoderSpec, TransformerSpec, VaeSpec
+
+# The allocator's unfilled pieces, and kernels that the driver loads when they are first launched.
+SLACK_BYTES = 1 << 30
+# cuBLAS and cuBLASLt take 32 MiB each from PyTorch's allocator on Hopper, less before it; the rest is for the rounding
+# of activations, for keys and values of the text while they are made, and for what is small.
+WORKSPACE_BYTES = 256 << 20
+# Latents that live while a forward runs: the one it was given, the solver's history of three, the same of the step
+# before in case this one has to be redone, the first of two velocities, the noise, and what watchers hold.
+_NUM_LATENTS = 16
+# Weights move in units, a block or what is left; inside a unit tensors start at multiples of this.
+_ALIGNMENT = 256
+_NUM_BUFFERS = 2
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitSizes:
+    """Bytes of a module's weights, by the units that they move in: equal blocks, and the rest."""
+
+    block: int
+    num_blocks: int
+    rest: int
+
+    @property
+    def total(self) -> int:
+        return self.rest + self.num_blocks * self.block
+
+    def on_device(self, streamed_blocks: int = 0) -> int:
+        """What the device holds while the module runs: streamed blocks pass through two buffers, each of one block."""
+        return self.total - (streamed_blocks - min(streamed_blocks, _NUM_BUFFERS)) * self.block
+
+
+def expert_sizes(spec: TransformerSpec, dtype: str) -> UnitSizes:
+    """Weights of one expert; what stays in float32 does so whatever the dtype."""
+    return _units(
+        transformer_shapes(spec), lambda name: 4 if wants_float32(name) else DTYPE_BYTES[dtype], spec.num_layers
+    )
+
+
+def text_encoder_sizes(spec: TextEncoderSpec, dtype: str) -> UnitSizes:
+    """Weights of the text encoder."""
+    return _units(text_encoder_shapes(spec), lambda name: DTYPE_BYTES[dtype], spec.num_layers)
+
+
+def vae_bytes(spec: VaeSpec, dtype: str) -> int:
+    """Weights of the VAE, encoder and decoder."""
+    return _units(vae_shapes(spec), lambda name: DTYPE_BYTES[dtype], 0).total
+
+
+def text_context_bytes(spec: TransformerSpec, num_prompts: int, dtype: str) -> int:
+    """Keys and values of every cross attention, kept for as long as an expert runs."""
+    return num_prompts * spec.num_layers * 2 * spec.text_len * spec.dim * DTYPE_BYTES[dtype]
+
+
+def text_forward_bytes(spec: TextEncoderSpec, dtype: str) -> int:
+    """Activations of the text encoder at 512 tokens: the hidden layers of a block, the scores' bias, four streams."""
+    length, narrow = 512, DTYPE_BYTES[dtype]
+    hidden = 3 * length * spec.ffn_dim * narrow
+    bias = 3 * spec.num_heads * length * length * narrow
+    return hidden + bias + 6 * length * spec.dim * 4
+
+
+def latents_bytes(spec: TransformerSpec, latent_size: tuple[int, int, int], batch: int) -> int:
+    """Latents of a run, float32 on the device."""
+    t, h, w = latent_size
+    return _NUM_LATENTS * batch * spec.out_dim * t * h * w * 4
+
+
+def allocated(nbytes: int) -> int:
+    """What PyTorch's allocator takes for a tensor: pieces from 10 MiB on come in steps of 2 MiB.
+
+    A piece is cut to size only where more than 1 MiB would be left.
+    """
+    exact = _round_up(nbytes, 512)
+    if exact < 10 * _MIB:
+        return exact
+    piece = _round_up(exact, 2 * _MIB)
+    return piece if piece - exact <= _MIB else exact
+
+
+def _units(shapes: Shapes, itemsize_of: Callable[[str], int], num_blocks: int) -> UnitSizes:
+    blocks = rest = 0
+    for name, shape in shapes.items():
+        nbytes = itemsize_of(name)
+        for length in shape:
+            nbytes *= length
+        if num_blocks and name.startswith("blocks."):
+            blocks += _round_up(nbytes, _ALIGNMENT)
+        else:
+            rest += _round_up(nbytes, _ALIGNMENT)
+    block = blocks // num_blocks if num_blocks else 0
+    return UnitSizes(block=allocated(block), num_blocks=num_blocks, rest=allocated(rest))
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step

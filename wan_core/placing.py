@@ -1,0 +1,163 @@
+"""Where the weights go: the ladder from everything resident to as many streamed blocks as needed, and what each costs.
+
+A rung that costs no time is taken before one that may: first the passes of guidance one after the other, then the
+videos of a batch, and only then weights that leave the device. Pure, like the rest of the plan.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from .errors import InputError, OutOfMemoryError
+from .hardware import Hardware
+from .memory_plan import Sampling
+from .placement import Placement, PlacementPolicy
+from .predict import READ_RATE
+from .profiles import OffloadSpec
+from .report import Decision, Rejection, gib
+
+# Bytes per second from page-locked memory over PCIe 4.0 x16, where this machine was not measured.
+ASSUMED_BANDWIDTH = 25e9
+# Left to the rest of the system when weights wait in the host's memory.
+HOST_HEADROOM_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How a step is cut into forwards: the passes of guidance, and the videos of the batch that run at once."""
+
+    guidance: str
+    batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What is to be placed. sampling: what a split takes; splits: those allowed, the preferred one first.
+
+    passes: forwards of a step, for one video. seconds: of computing in one of them, `None` where it is not known.
+    """
+
+    sampling: Callable[[Split], Sampling]
+    splits: tuple[Split, ...]
+    passes: int
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """What was decided, and why."""
+
+    placement: Placement
+    split: Split
+    sampling: Sampling
+    decision: Decision
+
+
+def within_budget(asked: OffloadSpec, hardware: Hardware) -> Hardware:
+    """The machine with no more free memory than the profile's budget allows; a budget is for a GPU's memory."""
+    if asked.budget_bytes is None or not hardware.is_cuda:
+        return hardware
+    return replace(hardware, free_memory=min(hardware.free_memory, asked.budget_bytes))
+
+
+def place(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Placed:
+    """The best placement that fits into the free memory; raises `OutOfMemoryError` where nothing does."""
+    short: dict[str, int] = {}
+    for placement, split in _rungs(asked, demand, hardware):
+        sampling = demand.sampling(split)
+        needed = sampling.needed(placement)
+        if needed <= hardware.free_memory:
+            reasons = (f"{gib(needed)} of {_free(asked, hardware)}", *_costs(placement, split, demand, hardware))
+            decision = Decision(
+                topic="placement",
+                asked=asked.policy,
+                chosen=placement.policy,
+                reason="; ".join(reasons),
+                rejected=tuple(Rejection(name=name, reason=f"{gib(missing)} short") for name, missing in short.items()),
+            )
+            return Placed(placement=placement, split=split, sampling=sampling, decision=decision)
+        missing = needed - hardware.free_memory
+        short[placement.policy] = min(short.get(placement.policy, missing), missing)
+    policy, missing = min(short.items(), key=lambda item: item[1])
+    raise OutOfMemoryError(
+        f"this run needs {gib(hardware.free_memory + missing)} on {hardware.device} with placement {policy!r}, "
+        f"{gib(missing)} more than {_free(asked, hardware)}"
+    )
+
+
+def _rungs(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Iterator[tuple[Placement, Split]]:
+    """What is tried, in order."""
+    if not hardware.is_cuda:
+        policies = ("resident",)  # on a CPU the host is the device: there is nowhere else for an idle expert
+    elif asked.num_streamed is not None:
+        policies = ("stream",)
+    else:
+        policies = get_args(PlacementPolicy) if asked.policy == "auto" else (asked.policy,)
+    for policy in policies:
+        if policy == "stream":
+            # A block that passes through serves one forward at a time.
+            alone = tuple(split for split in demand.splits if split.guidance != "two-stream")
+            yield from _streamed(asked.num_streamed, replace(demand, splits=alone), hardware.free_memory)
+        else:
+            yield from ((Placement(policy=policy), split) for split in demand.splits)
+
+
+def _streamed(num_blocks: int | None, demand: Demand, free: int) -> Iterator[tuple[Placement, Split]]:
+    """Streaming of `num_blocks` blocks, else of the fewest that fit; of all of them where not even that fits."""
+    if num_blocks is not None:
+        limit = demand.sampling(demand.splits[0]).weights.num_blocks
+        if num_blocks > limit:
+            raise InputError(f"offload.streamed_blocks is {num_blocks}, expected auto or at most {limit}, all blocks")
+        yield from ((Placement(policy="stream", streamed_blocks=num_blocks), split) for split in demand.splits)
+        return
+    ways = [(*_fewest(demand.sampling(split), free), index) for index, split in enumerate(demand.splits)]
+    _, blocks, index = min(ways)
+    yield Placement(policy="stream", streamed_blocks=blocks), demand.splits[index]
+
+
+def _fewest(sampling: Sampling, free: int) -> tuple[int, int]:
+    """The bytes that are missing, none where it fits, and the fewest streamed blocks with which so few are missing."""
+    total = sampling.weights.num_blocks
+    for blocks in range(1, total):
+        if sampling.needed(Placement(policy="stream", streamed_blocks=blocks)) <= free:
+            return 0, blocks
+    return max(sampling.needed(Placement(policy="stream", streamed_blocks=total)) - free, 0), total
+
+
+def _costs(placement: Placement, split: Split, demand: Demand, hardware: Hardware) -> Iterator[str]:
+    """What a placement costs in time, for people."""
+    if placement.policy == "resident":
+        return
+    sampling = demand.sampling(split)
+    weights, rate = sampling.weights, hardware.host_bandwidth or ASSUMED_BANDWIDTH
+    at = f"at {rate / 1e9:.0f} GB/s ({'measured' if hardware.host_bandwidth else 'assumed'})"
+    if placement.streamed_blocks:
+        streamed = placement.streamed_blocks * weights.block
+        yield (
+            f"{placement.streamed_blocks} of {weights.num_blocks} blocks pass through two buffers: {gib(streamed)} a "
+            f"forward, {streamed / rate:.2g} s {at}{_hidden(streamed / rate, placement, split, demand)}"
+        )
+    else:
+        yield f"the switch brings {gib(weights.total)}, {weights.total / rate:.2g} s {at}, hidden behind a step"
+    waiting, room = sampling.host_bytes(placement), max(hardware.host_free_memory - HOST_HEADROOM_BYTES, 0)
+    if missing := max(waiting - room, 0):
+        yield (
+            f"the host has room for {gib(min(room, waiting))} of {gib(waiting)}, the rest is read from the file "
+            f"whenever it is needed, {missing / READ_RATE:.2g} s at {READ_RATE / 1e9:.0f} GB/s (assumed)"
+        )
+    else:
+        yield f"{gib(waiting)} wait in the host's memory, page-locked"
+
+
+def _hidden(transfer: float, placement: Placement, split: Split, demand: Demand) -> str:
+    """How a transfer compares with the computing that it runs beside."""
+    if demand.seconds is None:
+        return ""
+    computing = demand.seconds * split.batch * (demand.passes if split.guidance == "batched" else 1)
+    beside = f" beside {computing:.2g} s of computing"
+    return f"{beside}, hidden" if transfer <= computing else f"{beside}, {transfer - computing:.2g} s longer"
+
+
+def _free(asked: OffloadSpec, hardware: Hardware) -> str:
+    is_bound = asked.budget_bytes == hardware.free_memory
+    return f"the {gib(hardware.free_memory)} {'that the profile allows' if is_bound else 'free'}"

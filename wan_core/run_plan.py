@@ -1,0 +1,101 @@
+"""The plans of all phases of one run, made together: what is on the device in one phase is in the way of the others.
+
+The text encoder stays on the device while the experts sample if there is room for both, and is read again otherwise.
+The experts stay while the VAE decodes if whole frames fit beside them. Where they do not, experts that have copies on
+the host leave, which costs them one transfer; experts that have none stay, and the VAE decodes in tiles.
+"""
+
+from dataclasses import dataclass, replace
+
+from .attention.verdicts import NOTHING_MEASURED, Calibration
+from .component_plan import ComponentPlan, resolve_decode, resolve_text
+from .footprint import SLACK_BYTES
+from .hardware import Hardware
+from .memory_plan import Part, Phase
+from .placing import within_budget
+from .plan import ExecutionPlan, resolve
+from .profiles import OptimizationProfile
+from .specs import TextEncoderSpec, TransformerSpec, VaeSpec
+from .workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpecs:
+    """Dimensions of everything that a run uses."""
+
+    transformer: TransformerSpec
+    text_encoder: TextEncoderSpec
+    vae: VaeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """The plans of all phases of one run.
+
+    keeps_text: the text encoder stays on the device while the experts sample. keeps_experts: they stay there while the
+    VAE decodes. phases: what the device holds in each, all components together.
+    """
+
+    text: ComponentPlan
+    experts: ExecutionPlan
+    decode: ComponentPlan
+    keeps_text: bool
+    keeps_experts: bool
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """A first run: the VAE comes last, so nothing else has it beside it."""
+        text = Part(what="text encoder", nbytes=self.text.weight_bytes if self.keeps_text else 0)
+        experts = Part(what="experts", nbytes=self.experts.weight_bytes if self.keeps_experts else 0)
+        sampling = tuple(phase.beside(text) for phase in self.experts.phases)
+        return self.text.phase, *sampling, self.decode.phase.beside(experts, text)
+
+    @property
+    def predicted_bytes(self) -> dict[str, int]:
+        """Peaks by the names that a report gives the phases that it measures."""
+        text, *sampling, decode = self.phases
+        return {
+            "text": text.peak_bytes,
+            "sample": max(phase.peak_bytes for phase in sampling),
+            "decode": decode.peak_bytes,
+        }
+
+    def to_text(self) -> str:
+        lines = [self.experts.describe(), self.text.describe(), self.decode.describe()]
+        lines += [f"memory, {phase}" for phase in self.phases]
+        return "\n".join((*lines, f"peak memory: {max(p.peak_bytes for p in self.phases) / 2**30:.2f} GiB (estimate)"))
+
+
+def resolve_run(
+    profile: OptimizationProfile,
+    hardware: Hardware,
+    specs: ModelSpecs,
+    workload: Workload,
+    calibration: Calibration = NOTHING_MEASURED,
+) -> RunPlan:
+    """Decide how a whole run goes; raises what `plan.resolve` raises."""
+    hardware = within_budget(profile.offload, hardware)
+    experts = resolve(profile, hardware, specs.transformer, workload, calibration)
+    text = resolve_text(profile, hardware, specs.text_encoder)
+    needed = experts.peak_bytes + text.weight_bytes + SLACK_BYTES
+    keeps_text = needed <= hardware.free_memory
+    beside = text.weight_bytes if keeps_text else 0
+    decode, keeps_experts = _decode(profile, hardware, specs.vae, experts, beside)
+    return RunPlan(text=text, experts=experts, decode=decode, keeps_text=keeps_text, keeps_experts=keeps_experts)
+
+
+def _decode(
+    profile: OptimizationProfile, hardware: Hardware, spec: VaeSpec, experts: ExecutionPlan, beside: int
+) -> tuple[ComponentPlan, bool]:
+    """The decode, and whether the experts stay on the device beside it."""
+    size = experts.workload.latent_size
+    without = replace(hardware, free_memory=max(hardware.free_memory - beside, 0))
+    room = replace(without, free_memory=max(without.free_memory - experts.weight_bytes, 0))
+    if not hardware.is_cuda:
+        return resolve_decode(profile, room, spec, size), True
+    decode = resolve_decode(profile, room, spec, size)
+    is_whole = decode.tile is None or profile.vae.tiling == "on"
+    has_copies = experts.binding.placement.policy != "resident"
+    if decode.peak_bytes <= room.free_memory and (is_whole or not has_copies):
+        return decode, True
+    return resolve_decode(profile, without, spec, size), False
