@@ -15,7 +15,7 @@ WIDGETS = {
     "WanVelocityLora": ["lora", "partner", "strength_high", "strength_low"],
     "WanVelocityProfile": [
         "preset", "attention", "cross_attention", "weights", "residual", "tf32", "guidance", "offload", "compile",
-        "vae_tiling", "vae_precision", "quality", "on_unsupported", "lora",
+        "vae_tiling", "vae_precision", "quality", "on_unsupported", "lora", "streamed_blocks", "memory_budget",
     ],
     "WanVelocityLoadTextEncoder": ["file"],
     "WanVelocityEncodeText": ["prompt", "negative_prompt"],
