@@ -10,7 +10,6 @@ from ..wan_core.native.kernels import AttentionKernels
 from ..wan_core.native.plan import resolve_native
 from ..wan_core.native.work import load_work
 from ..wan_core.profiles import OptimizationProfile, preset
-from ..wan_core.report import Decision
 from . import host, native_model
 from .io_types import WanProfile
 
@@ -55,8 +54,12 @@ class AccelerateNativeModel(io.ComfyNode):
         plan = resolve_native(profile, hardware, native_model.read(model), verdict_store.read(hardware))
         work, decision = load_work(plan.work, torch.device(hardware.device))
 
-        def show(decision: Decision) -> None:
-            host.say(str(decision), node_id)
+        shown: list[str] = []
 
-        clone = native_model.accelerated(model, AttentionKernels(profile, host.hardware, show), work)
+        def show(line: str) -> None:
+            shown.append(line)
+            host.say("\n".join(shown), node_id)
+
+        kernels = AttentionKernels(profile, host.hardware, lambda decision: show(str(decision)))
+        clone = native_model.accelerated(model, kernels, work, show)
         return io.NodeOutput(clone, replace(plan, work=decision).to_text())
