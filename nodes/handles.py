@@ -85,7 +85,7 @@ class _ComponentHandle(_Handle):
         super().__init__()
         self._build = build
         self._built: TextEncoder | Vae | None = None
-        self._binding: tuple[str, str] | None = None
+        self._binding: tuple[str, ...] | None = None
 
     @property
     def place(self) -> Place:
@@ -93,11 +93,11 @@ class _ComponentHandle(_Handle):
         return self._built.weights.place if self._built else Place.FILE
 
     def _component(self, plan: ComponentPlan) -> TextEncoder | Vae:
-        if self._binding != (plan.device, plan.dtype):
+        if self._binding != (plan.device, plan.dtype, plan.kernels):
             self._built, self._patchers, self._binding = None, (), None
             self._built = self._build(plan)
             self._patchers = (WeightsPatcher(self._built.weights),)
-            self._binding = (plan.device, plan.dtype)
+            self._binding = (plan.device, plan.dtype, plan.kernels)
         return self._built
 
 

@@ -19,13 +19,13 @@ from .checkpoint.load import load_module
 from .checkpoint.read import Checkpoint
 from .checkpoint.text_encoder import TextEncoderSource
 from .checkpoint.vae import VaeSource
-from .choices import KERNELS_TOPIC
+from .choices import KERNELS_TOPIC, VAE_KERNELS_TOPIC
 from .compilation import Region
 from .component_plan import ComponentPlan
 from .components import Experts, TextEncoder, Vae
 from .errors import UnsupportedError
 from .hardware import Hardware
-from .kernels.bind import bind_kernels
+from .kernels.bind import bind_kernels, bind_vae_kernels
 from .lora_plan import lora_files
 from .models.t5 import Umt5Encoder
 from .models.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def build_experts(
         decisions=(
             attention_decision,
             cross_decision,
-            *_kernels_passed_over(binding, kernel_problem),
+            *_kernels_passed_over(KERNELS_TOPIC, binding.block_kernels, kernel_problem, strict=strict),
             *(each for expert in Expert for each in _decoded(str(expert), pair[expert], binding.dtype)),
         ),
         key=binding.key,
@@ -135,23 +135,22 @@ def build_text_encoder(plan: ComponentPlan, source: TextEncoderSource) -> TextEn
 
 def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:
     """The VAE as the plan says; its tiles are chosen per latent and passed to each decode."""
+    kernels, problem = bind_vae_kernels(plan.kernels, plan.device)
     with torch.device("meta"):
-        vae = WanVae(source.spec)
+        vae = WanVae(source.spec, kernels)
     dtype = getattr(torch, plan.dtype)
     weights = _weights(vae, _loader(source.checkpoint, lambda name: dtype), plan.device, lambda name: dtype, dtype)
-    return Vae(weights, (*plan.decisions, *_decoded("VAE", source.checkpoint, plan.dtype)))
+    decisions = _kernels_passed_over(VAE_KERNELS_TOPIC, plan.kernels, problem, strict=plan.strict)
+    return Vae(weights, (*plan.decisions, *decisions, *_decoded("VAE", source.checkpoint, plan.dtype)))
 
 
-def _kernels_passed_over(binding: ExpertsBinding, problem: str | None) -> tuple[Decision, ...]:
+def _kernels_passed_over(topic: str, asked: str, problem: str | None, *, strict: bool) -> tuple[Decision, ...]:
     """That the planned kernels do not work here was found out now."""
     if problem is None:
         return ()
-    asked = binding.block_kernels
-    if binding.on_unsupported == "error":
-        raise UnsupportedError(f"{KERNELS_TOPIC} {asked!r} cannot run on {binding.device}: {problem}")
-    return (
-        Decision(topic=KERNELS_TOPIC, asked=asked, chosen="off", rejected=(Rejection(name=asked, reason=problem),)),
-    )
+    if strict:
+        raise UnsupportedError(f"{topic} {asked!r} cannot run here: {problem}")
+    return (Decision(topic=topic, asked=asked, chosen="off", rejected=(Rejection(name=asked, reason=problem),)),)
 
 
 def _loader(checkpoint: Checkpoint, dtype_of: Callable[[str], torch.dtype]) -> Load:

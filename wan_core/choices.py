@@ -19,6 +19,7 @@ from .report import Decision
 # and costs memory (at 32,760 tokens on one H200: 5.10 s a step sequential, 5.25 s batched, 2026-11-21).
 BATCHED_GUIDANCE_TOKENS = 16_384
 KERNELS_TOPIC = "fused kernels"
+VAE_KERNELS_TOPIC = "VAE fused kernels"
 
 _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
@@ -107,6 +108,14 @@ def compile_with(placement: Placement, decision: Decision) -> Decision:
     if placement.policy == "resident" or without_graphs is None:
         return decision
     return replace(decision, chosen=without_graphs, reason="CUDA graphs need weights that stay where they are")
+
+
+def choose_vae_kernels(
+    asked: str, dtype: str, hardware: Hardware, profile: OptimizationProfile
+) -> tuple[str, Decision]:
+    """What computes the norms, activations and sums between the VAE's convolutions, which are never compiled."""
+    chosen, decision = choose_block_kernels(asked, "off", dtype, hardware, profile)
+    return chosen, replace(decision, topic=VAE_KERNELS_TOPIC)
 
 
 def choose_tf32(asked: str, hardware: Hardware) -> tuple[str, Decision]:

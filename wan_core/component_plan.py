@@ -7,7 +7,7 @@ memory first (`run_plan.py`).
 from dataclasses import dataclass
 
 from .activations import DTYPE_BYTES
-from .choices import choose_dtype
+from .choices import choose_dtype, choose_vae_kernels
 from .footprint import SLACK_BYTES, WORKSPACE_BYTES, text_encoder_sizes, text_forward_bytes, vae_bytes
 from .hardware import Hardware
 from .memory_plan import Part, Phase
@@ -21,7 +21,10 @@ from .specs import TextEncoderSpec, VaeSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentPlan:
-    """Where and in which dtype the text encoder or the VAE runs; `tile` is `None` for whole frames."""
+    """Where and in which dtype the text encoder or the VAE runs; `tile` is `None` for whole frames.
+
+    kernels: what the VAE is built with, by name; `strict` where other ones in their place are refused.
+    """
 
     device: str
     dtype: str
@@ -30,6 +33,8 @@ class ComponentPlan:
     decisions: tuple[Decision, ...]
     seconds: float | None = None
     tile: Tile | None = None
+    kernels: str = "off"
+    strict: bool = False
 
     @property
     def peak_bytes(self) -> int:
@@ -106,6 +111,7 @@ def resolve_decode(
         reason=reason,
         quality="exact" if tile is None else "near",
     )
+    kernels, kernels_decision = choose_vae_kernels(profile.fusion.kernels, dtype, hardware, profile)
     rate = hardware.rate(dtype)
     working = decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], tile) + besides - weights - SLACK_BYTES
     return ComponentPlan(
@@ -114,6 +120,8 @@ def resolve_decode(
         phase=Phase(name="decode", parts=(Part(what="VAE", nbytes=weights), Part(what="activations", nbytes=working))),
         weight_bytes=weights,
         tile=tile,
-        decisions=(dtype_decision, tiling),
+        kernels=kernels,
+        strict=profile.on_unsupported == "error",
+        decisions=(dtype_decision, kernels_decision, tiling),
         seconds=None if rate is None else decode_seconds(spec, latent_size, rate),
     )

@@ -207,6 +207,22 @@ def test_decode_is_tiled_only_where_whole_frames_do_not_fit():
     assert tight.tile is not None and tight.peak_bytes <= 5 * GIB
 
 
+def test_the_vaes_kernels_follow_the_profile_and_the_machine():
+    def kernels(profile: str, hardware: Hardware) -> tuple[str, str]:
+        plan = resolve_decode(preset(profile), hardware, WAN21_VAE, HD.latent_size)
+        (decision,) = (each for each in plan.decisions if each.topic == "VAE fused kernels")
+        assert decision.chosen == plan.kernels
+        return plan.kernels, decision.reason
+
+    with_triton = replace(H200, libraries=(("triton", "3.6.0"),))
+    assert kernels("auto", with_triton) == ("triton", "")
+    assert kernels("exact", with_triton) == ("triton", "")  # compiles the blocks, never the VAE
+    assert kernels("reference", with_triton)[0] == "off"
+    assert kernels("auto", replace(H200, libraries=())) == ("off", "Triton is not installed")
+    assert kernels("auto", CPU) == ("off", "need an NVIDIA GPU")
+
+
+
 def verdict(*names: str) -> Verdict:
     timings = tuple(Timing(name=name, tflops=600.0 - index, error=2e-3) for index, name in enumerate(names))
     return Verdict(date="2026-11-21", timings=timings)

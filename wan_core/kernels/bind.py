@@ -1,61 +1,110 @@
-"""The block's kernels by name, tried once before they are bound."""
+"""Kernels by name, tried once before they are bound."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .block import TORCH, BlockKernels
+from . import block, vae
+from .block import BlockKernels
+from .vae import VaeKernels
 
 # Rounding once, to bfloat16, is 4e-3 at most; a kernel that is wrong loses all.
 _TOLERANCE = 1e-2
 
+Kernels = TypeVar("Kernels", BlockKernels, VaeKernels)
+Results = dict[str, Tensor]
+
 
 def bind_kernels(name: str, device: str) -> tuple[BlockKernels, str | None]:
-    """The kernels, or PyTorch's operators and the reason why it is those. name: "off" or "triton"."""
+    """The block's kernels, or PyTorch's operators and the reason why it is those. name: "off" or "triton"."""
+
+    def load() -> BlockKernels:
+        from .triton_block import TRITON
+
+        return TRITON
+
+    return _bind(name, block.TORCH, load, lambda kernels: _try_block(kernels, torch.device(device)))
+
+
+def bind_vae_kernels(name: str, device: str) -> tuple[VaeKernels, str | None]:
+    """The same for the VAE's."""
+
+    def load() -> VaeKernels:
+        from .triton_vae import TRITON
+
+        return TRITON
+
+    return _bind(name, vae.TORCH, load, lambda kernels: _try_vae(kernels, torch.device(device)))
+
+
+def _bind(
+    name: str, plain: Kernels, load: Callable[[], Kernels], run: Callable[[Kernels], Results]
+) -> tuple[Kernels, str | None]:
     if name == "off":
-        return TORCH, None
+        return plain, None
     assert name == "triton", name
     try:
         from triton.errors import TritonError
 
-        from .triton_block import TRITON
+        kernels = load()
     except (ImportError, OSError, RuntimeError, AttributeError) as error:  # another version of Triton lacks a name
-        return TORCH, _reason(error)
+        return plain, _reason(error)
     try:
-        problem = next(_differences(TRITON, torch.device(device)), None)
+        with torch.inference_mode():
+            problem = next(_differences(run(kernels), run(plain)), None)
     except (TritonError, ImportError, OSError, RuntimeError) as error:
         problem = _reason(error)
-    return (TRITON, None) if problem is None else (TORCH, problem)
+    return (kernels, None) if problem is None else (plain, problem)
 
 
-@torch.inference_mode()
-def _differences(kernels: BlockKernels, device: torch.device) -> Iterator[str]:
-    """Whatever they compute otherwise than PyTorch's operators on a few tokens."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device, generator=generator)
-
-    x, branch, weight, (scale, shift, gate) = draw(1, 3, 256), draw(1, 3, 256).bfloat16(), draw(256), draw(3, 1, 1, 256)
-    tables, dtype = tuple(draw(2, 3, 1, 64)), torch.bfloat16
-    linear = nn.Linear(256, 128, device=device, dtype=dtype)
-    for name, *arguments in (
-        ("norm", x, scale, shift, 1e-6, dtype),
-        ("add", x, branch, gate),
-        ("add_norm", x, branch, None, scale, shift, 1e-6, dtype),
-        ("rms_norm", branch, weight, 2, tables, 1e-6, dtype),
-        ("expand", linear, branch),
-    ):
-        got, expected = (_flat(getattr(each, name)(*arguments)) for each in (kernels, TORCH))
-        error = float((got - expected).norm() / expected.norm())
+def _differences(found: Results, expected: Results) -> Iterator[str]:
+    """Whatever was computed otherwise than by PyTorch's operators."""
+    for name, got in found.items():
+        error = float((got.float() - expected[name].float()).norm() / expected[name].float().norm())
         if not error <= _TOLERANCE:  # also where it is not a number
             yield f"{name} differs from PyTorch's by {error:.1e}"
 
 
-def _flat(result: Tensor | tuple[Tensor, ...]) -> Tensor:
-    tensors = result if isinstance(result, tuple) else (result,)
-    return torch.cat([tensor.float().flatten() for tensor in tensors])
+def _drawing(device: torch.device) -> Callable[..., Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    return lambda *shape: torch.randn(shape, device=device, generator=generator)
+
+
+def _try_block(kernels: BlockKernels, device: torch.device) -> Results:
+    """What they make of a few tokens."""
+    draw, dtype = _drawing(device), torch.bfloat16
+    x, branch, weight, (scale, shift, gate) = draw(1, 3, 256), draw(1, 3, 256).to(dtype), draw(256), draw(3, 1, 1, 256)
+    tables = tuple(draw(2, 3, 1, 64))
+    linear = nn.Linear(256, 128, device=device, dtype=dtype)
+    linear.weight.copy_(draw(128, 256) / 16)
+    linear.bias.copy_(draw(128))
+    kept, normed = kernels.add_norm(x, branch, None, scale, shift, 1e-6, dtype)
+    return {
+        "norm": kernels.norm(x, scale, shift, 1e-6, dtype),
+        "add": kernels.add(x, branch, gate),
+        "add_norm": torch.cat((kept.float(), normed.float())),
+        "rms_norm": kernels.rms_norm(branch, weight, 2, tables, 1e-6, dtype),
+        "expand": kernels.expand(linear, branch),
+    }
+
+
+def _try_vae(kernels: VaeKernels, device: torch.device) -> Results:
+    """What they make of two small frames."""
+    draw, dtype, layout = _drawing(device), torch.bfloat16, torch.channels_last_3d
+    x, h = (draw(1, 24, 2, 3, 5).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+    gamma, bias, weight, (q, k, v) = draw(24, 1, 1, 1), draw(24), draw(12, 24, 3, 3) / 15, draw(3, 1, 16, 24).to(dtype)
+    gamma, bias, weight = gamma.to(dtype), bias.to(dtype), weight.to(dtype)
+    out = torch.empty_like(x)
+    kernels.activate(h.clone(), bias, gamma, out)
+    frames = x[0].movedim(1, 0).contiguous(memory_format=torch.channels_last)
+    return {
+        "activate": out,
+        "add": kernels.add(h, bias, x),
+        "enlarge": kernels.enlarge(frames, weight, bias[:12].contiguous()),
+        "attend": kernels.attend(q, k, v),
+    }
 
 
 def _reason(error: BaseException) -> str:

@@ -7,19 +7,21 @@ from types import ModuleType
 import pytest
 import torch
 
-from wan_core.kernels import block
-from wan_core.kernels.bind import bind_kernels
+from wan_core.kernels import block, vae
+from wan_core.kernels.bind import bind_kernels, bind_vae_kernels
 from wan_core.kernels.block import TORCH, BlockKernels
+from wan_core.kernels.vae import VaeKernels
 
 
 @pytest.fixture
 def vendor(monkeypatch):
     """Stands a module in for Triton's kernels."""
 
-    def stand_in(kernels: BlockKernels) -> None:
+    def stand_in(kernels: BlockKernels | VaeKernels) -> None:
         errors = ModuleType("triton.errors")
         errors.TritonError = type("TritonError", (Exception,), {})
-        ours = ModuleType("wan_core.kernels.triton_block")
+        part = "block" if isinstance(kernels, BlockKernels) else "vae"
+        ours = ModuleType(f"wan_core.kernels.triton_{part}")
         ours.TRITON = kernels
         for module in (ModuleType("triton"), errors, ours):
             monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -62,3 +64,30 @@ def test_one_that_does_not_run_is_a_reason(vendor, fault):
     bound, problem = bind_kernels("triton", "cpu")
     assert bound is TORCH
     assert problem == f"{type(fault).__name__}: {str(fault).splitlines()[0]}"
+
+
+def test_those_of_the_vae_are_tried_in_the_same_way(vendor):
+    kernels = replace(vae.TORCH, name="another", enlarge=vae.enlarge_merged, attend=vae.attend_in_parts)
+    vendor(kernels)
+    assert bind_vae_kernels("triton", "cpu") == (kernels, None)
+    assert bind_vae_kernels("off", "cpu") == (vae.TORCH, None)
+
+
+def activate_without_bias(x, bias, gamma, out):
+    vae.activate(x, None, gamma, out)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("activate", activate_without_bias),
+        ("add", lambda h, bias, x: h + x),
+        ("enlarge", lambda frames, weight, bias: vae.enlarge(frames, weight.flip(-1), bias)),
+        ("attend", lambda q, k, v: vae.attend(q, q, v)),
+    ],
+)
+def test_one_of_the_vae_that_is_wrong_is_a_reason(vendor, name, wrong):
+    vendor(replace(vae.TORCH, **{name: wrong}))
+    bound, problem = bind_vae_kernels("triton", "cpu")
+    assert bound is vae.TORCH
+    assert problem.startswith(f"{name} differs from PyTorch's by ")
