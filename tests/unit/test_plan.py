@@ -222,7 +222,6 @@ def test_the_vaes_kernels_follow_the_profile_and_the_machine():
     assert kernels("auto", CPU) == ("off", "need an NVIDIA GPU")
 
 
-
 def verdict(*names: str) -> Verdict:
     timings = tuple(Timing(name=name, tflops=600.0 - index, error=2e-3) for index, name in enumerate(names))
     return Verdict(date="2026-11-21", timings=timings)
