@@ -18,6 +18,7 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.ldm.wan.model as wan  # noqa: E402
+import comfy.model_patcher  # noqa: E402
 import comfy.ops  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -82,6 +83,33 @@ def see_equal() -> dict[str, float]:
         "no norm of q and k": error(model(qk_norm=False)),
         "bfloat16": error(model(dtype=torch.bfloat16)),
     }
+
+
+def see_weights() -> dict[str, object]:
+    """A patched model whose weights are cast on the way (lowvram), and the same one loaded whole."""
+    holder = torch.nn.Module()
+    holder.diffusion_model = model()
+    cpu = torch.device("cpu")
+    patcher = comfy.model_patcher.ModelPatcher(holder, cpu, cpu)
+    block = "diffusion_model.blocks.0"
+    generator = torch.Generator().manual_seed(2)
+    changed = ("self_attn.q.weight", "self_attn.norm_q.weight", "ffn.0.weight", "ffn.2.bias", "modulation")
+    patcher.add_patches({
+        f"{block}.{name}": (torch.randn(patcher.get_model_object(f"{block}.{name}").shape, generator=generator),)
+        for name in changed
+    })  # fmt: skip
+    bare, outputs, functions = inputs(holder.diffusion_model), {}, {}
+    outputs["bare"] = holder.diffusion_model.blocks[0](**bare)
+    for state, memory in (("lowvram", 1.0), ("whole", 0)):
+        patcher.patch_model(cpu, lowvram_model_memory=memory)
+        functions[state] = len(patcher.get_model_object(f"{block}.self_attn.norm_q").weight_function)
+        outputs[f"{state}, own"] = holder.diffusion_model.blocks[0](**bare)
+        with blocks.fused(holder.diffusion_model, TORCH):
+            outputs[f"{state}, ours"] = holder.diffusion_model.blocks[0](**bare)
+        patcher.unpatch_model(cpu)
+    expected = outputs["whole, own"]
+    distances = {name: float((each - expected).norm() / expected.norm()) for name, each in outputs.items()}
+    return {"functions": functions, "distances": distances}
 
 
 def see_trial() -> dict[str, object]:

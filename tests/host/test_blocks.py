@@ -25,6 +25,14 @@ def test_the_same_block(scenes: dict[str, dict]) -> None:
     assert all(error <= 1e-6 for error in errors.values()), errors
 
 
+def test_patched_weights_that_are_cast_on_the_way(scenes: dict[str, dict]) -> None:
+    """As on a card that holds a part of the weights only: patches are then functions that run at each call."""
+    seen = scenes["see_weights"]
+    assert seen["functions"] == {"lowvram": 1, "whole": 0}
+    assert seen["distances"].pop("bare") > 0.1
+    assert all(distance <= 1e-6 for distance in seen["distances"].values()), seen["distances"]
+
+
 def test_another_formula_is_found_out_before_it_matters(scenes: dict[str, dict]) -> None:
     seen = scenes["see_trial"]
     assert seen.pop("nan") is False
