@@ -101,9 +101,9 @@ def _innermost(around: Sequence[str]) -> str | None:
 
 
 def _unplaced(operators: Sequence[str], kernel: str) -> str:
-    """Kernels that a library launched past PyTorch's own launcher carry no operators: attention mostly."""
-    is_attention = not operators and by_kernel(kernel) == ANY_ATTENTION
-    return ANY_ATTENTION if is_attention else OTHER
+    """Kernels that were launched past PyTorch's own launcher carry no operators: vendors' attention, and Triton's."""
+    kind = by_kernel(kernel)
+    return kind if not operators and kind in (ANY_ATTENTION, FUSED) else OTHER
 
 
 def _any(pattern: re.Pattern[str], names: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _kernel(
+def attention_merge(
     first_pointer, second_pointer, first_lse_pointer, second_lse_pointer, out_pointer, num_tokens, num_heads,
     HEAD: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
@@ -37,7 +37,7 @@ def merge(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) 
     out = torch.empty_like(first)
     heads = 8
     with torch.cuda.device_of(first):
-        _kernel[(num_batches * num_tokens, triton.cdiv(num_heads, heads))](
+        attention_merge[(num_batches * num_tokens, triton.cdiv(num_heads, heads))](
             first, second, first_lse, second_lse, out, num_tokens, num_heads, HEAD=head_dim, HEADS=heads, num_warps=4
         )
     return out

@@ -15,7 +15,7 @@ _NUM_WARPS = 8
 
 
 @triton.jit
-def _kernel(
+def fused_norm(
     x_pointer, branch_pointer, gate_pointer, scale_pointer, shift_pointer, sum_pointer, out_pointer,
     num_tokens, dim, eps,
     gate_batch, gate_token, scale_batch, scale_token, shift_batch, shift_token,
@@ -82,7 +82,7 @@ def _launch(
     branch = None if branch is None else branch.contiguous()
     with torch.cuda.device_of(x):
         # A pointer that is not used is x's: Triton wants a tensor.
-        _kernel[(num_batches * num_tokens,)](
+        fused_norm[(num_batches * num_tokens,)](
             x, *(x if tensor is None else tensor for tensor in (branch, gate, scale, shift, total, out)),
             num_tokens, dim, eps, *gate_strides, *scale_strides, *shift_strides,
             HAS_BRANCH=branch is not None, HAS_GATE=gate is not None, HAS_NORM=out is not None,

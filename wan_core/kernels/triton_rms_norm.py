@@ -15,7 +15,7 @@ _NUM_WARPS = 8
 
 
 @triton.jit
-def _kernel(
+def fused_rms_norm(
     x_pointer, weight_pointer, cos_pointer, sin_pointer, out_pointer,
     num_tokens, dim, eps, x_stride, HALF_HEAD: tl.constexpr, HAS_TABLES: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
@@ -44,7 +44,7 @@ def rms_norm(
     out = torch.empty(num_batches, num_tokens, num_heads, dim // num_heads, dtype=dtype, device=x.device)
     cos, sin = (weight, weight) if tables is None else (table.contiguous() for table in tables)
     with torch.cuda.device_of(x):
-        _kernel[(num_batches * num_tokens,)](
+        fused_rms_norm[(num_batches * num_tokens,)](
             x, weight, cos, sin, out, num_tokens, dim, eps, x.stride(1), HALF_HEAD=dim // num_heads // 2,
             HAS_TABLES=tables is not None, HALF=triton.next_power_of_2(dim) // 2, num_warps=_NUM_WARPS,
         )  # fmt: skip

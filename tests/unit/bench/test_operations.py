@@ -75,6 +75,7 @@ def test_by_place(around, operation):
 
 def test_a_kernel_that_no_operator_launched_goes_by_its_name():
     assert by_place((), "kernel_cutlass_flash_attncuteflash_fwd_sm90") == operations.ANY_ATTENTION
+    assert by_place((), "fused_rms_norm") == operations.FUSED
     assert by_place((), "nvjet_tst_128x256") == operations.OTHER
 
 

@@ -151,7 +151,9 @@ class _Model:
 def _import_model(root: Path) -> _Model:
     own = _import_file(root, "attention")
     model = _import_file(root, "model")
-    if own.FLASH_ATTN_3_AVAILABLE or own.FLASH_ATTN_2_AVAILABLE:
+    # FlashAttention 4 is a package `flash_attn` too, and holds nothing of version 2.
+    has_version_2 = own.FLASH_ATTN_2_AVAILABLE and hasattr(own.flash_attn, "flash_attn_varlen_func")
+    if own.FLASH_ATTN_3_AVAILABLE or has_version_2:
         return _Model(model, f"its own FlashAttention {3 if own.FLASH_ATTN_3_AVAILABLE else 2}")
     model.flash_attention = _flash_attention
     return _Model(model, "torch's FlashAttention 2 for its own")
