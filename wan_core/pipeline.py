@@ -114,6 +114,7 @@ class WanPipeline:
         """Embeddings of both prompts; an empty negative prompt stands for the model's own."""
         hooks = hooks or Silent()
         hooks.on_phase("text")
+        report.predicted_bytes |= plan.predicted_bytes
         with measured_phase(report, "text", plan.text.device):
             text = self._text = self._text or build_text_encoder(plan.text, self._text_source)
             positive, opposite = text.encode([prompt, negative.strip() or DEFAULT_NEGATIVE_PROMPT], hooks).split(1)

@@ -62,7 +62,7 @@ class StepTiming:
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What one run did. Filled while it runs and returned with its result."""
+    """What one run did. Filled while it runs and returned with its result. predicted_bytes: by the plan, for a GPU."""
 
     decisions: list[Decision] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -70,6 +70,7 @@ class Report:
     environment: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
+    predicted_bytes: dict[str, int] = field(default_factory=dict)
     steps: list[StepTiming] = field(default_factory=list)
     flops_per_step: dict[str, float] = field(default_factory=dict)
 
@@ -116,8 +117,13 @@ class Report:
                     f"{expert} noise: {count} steps, {seconds:.3g} s/step, {flops / seconds / 1e12:.3g} TFLOP/s"
                 )
         lines += [f"{name}: {value:.2f} s" for name, value in self.seconds.items()]
-        lines += [f"peak memory, {name}: {value / 2**30:.2f} GiB" for name, value in self.peak_bytes.items()]
+        lines += [self._memory(name, value) for name, value in self.peak_bytes.items()]
         return "\n".join(lines)
+
+    def _memory(self, phase: str, measured: int) -> str:
+        predicted = self.predicted_bytes.get(phase)
+        planned = "" if predicted is None else f", {predicted / 2**30:.2f} predicted"
+        return f"peak memory, {phase}: {measured / 2**30:.2f} GiB{planned}"
 
 
 def gib(num_bytes: int) -> str:

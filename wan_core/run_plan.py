@@ -52,7 +52,9 @@ class RunPlan:
 
     @property
     def predicted_bytes(self) -> dict[str, int]:
-        """Peaks by the names that a report gives the phases that it measures."""
+        """Peaks by the names that a report gives the phases that it measures; nothing is predicted for a CPU."""
+        if not self.experts.binding.device.startswith("cuda"):
+            return {}
         text, *sampling, decode = self.phases
         return {
             "text": text.peak_bytes,

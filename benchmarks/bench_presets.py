@@ -1,0 +1,66 @@
+"""A memory preset with the real model, under a real limit of the card's size: whether it runs, and what it holds.
+
+    python -m benchmarks.bench_presets MODEL --preset 24gb [--size 1280x720x81 --limit 24 --steps 4]
+
+One video from prompt to frames in one process whose memory is limited by `torch.cuda.set_per_process_memory_fraction`:
+prints the plan, and the report with what was predicted beside what was measured. `bench_memory` does many cases in a
+minute with few blocks; this is the whole thing for one of them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from wan_core.checkpoint.find import find_model
+from wan_core.frames import levels, on_host
+from wan_core.measure import measured_phase
+from wan_core.pipeline import WanPipeline
+from wan_core.profiles import preset
+from wan_core.recipes import SampleRequest, VideoSize, recipe
+from wan_core.report import Report
+
+GIB = 2**30
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--preset", default="24gb")
+    parser.add_argument("--size", default="1280x720x81")
+    parser.add_argument("--limit", type=float, help="GiB (default: the number in the preset's name)")
+    parser.add_argument("--steps", type=int, default=4, help="at shift 5: half of them by each expert")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("this needs an NVIDIA GPU")
+        return 1
+    limit = arguments.limit or float(arguments.preset.removesuffix("gb"))
+    width, height, num_frames = map(int, arguments.size.split("x"))
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(limit * GIB / total, 1.0), 0)
+
+    pipeline = WanPipeline(find_model(arguments.model), preset(arguments.preset))
+    request = SampleRequest(recipe=recipe("draft").with_changes(num_steps=arguments.steps))
+    plan = pipeline.plan(request, VideoSize(width=width, height=height, num_frames=num_frames))
+    print(plan.to_text())
+    report = Report()
+    conditioning = pipeline.encode(plan, "a red circle moving right", report=report)
+    latent = pipeline.sample(plan, conditioning, report=report).latent
+    with measured_phase(report, "decode", plan.decode.device):
+        num_decoded = sum(
+            frames.shape[1] for frames in on_host(pipeline.decode_chunks(plan, latent, report=report), levels)
+        )
+    print(f"\n{num_decoded} frames under a limit of {limit:g} GiB")
+    print(report.to_text())
+    print(f"peak of what was reserved, in the last phase: {torch.cuda.max_memory_reserved() / GIB:.2f} GiB")
+    for step in report.steps:
+        print(f"step {step.index + 1}, {step.expert} noise: {step.seconds:.2f} s")
+    measured = max(report.peak_bytes[name] for name in report.predicted_bytes)
+    predicted = max(report.predicted_bytes.values())
+    print(f"predicted {predicted / GIB:.2f} GiB, measured {measured / GIB:.2f}: {predicted / measured - 1:+.2%}")
+    return 0 if 0 <= predicted / measured - 1 <= 0.05 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
