@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 
-import torch
 from comfy_api.latest import io
 
 from ..wan_core.attention import verdict_store
 from ..wan_core.native.kernels import AttentionKernels
 from ..wan_core.native.plan import resolve_native
-from ..wan_core.native.work import load_work
+from ..wan_core.native.work import bind_work
 from ..wan_core.profiles import OptimizationProfile, preset
 from . import host, native_model
 from .io_types import WanProfile
@@ -52,7 +51,7 @@ class AccelerateNativeModel(io.ComfyNode):
     def execute(cls, model: object, profile: OptimizationProfile | None = None) -> io.NodeOutput:
         profile, hardware, node_id = profile or preset("auto"), host.hardware(), cls.hidden.unique_id
         plan = resolve_native(profile, hardware, native_model.read(model), verdict_store.read(hardware))
-        work, decision = load_work(plan.work, torch.device(hardware.device))
+        work, decision = bind_work(plan.work, hardware.device)
 
         shown: list[str] = []
 

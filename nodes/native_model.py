@@ -86,5 +86,5 @@ class _FusedBlocks:
             error = trial_error(transformer, self._work, latent)
             self._is_ours[transformer] = is_same(error, latent.dtype)
             if not self._is_ours[transformer]:
-                self._say(f"! block work: as it is (on a trial this ComfyUI's own differs from ours by {error:.1e})")
+                self._say(f"! block work: off (on a trial this ComfyUI's own differs from ours by {error:.1e})")
         return self._is_ours[transformer]

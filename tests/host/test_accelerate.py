@@ -94,7 +94,7 @@ def test_the_latent_is_the_same(native: Prompt, saved: Saved, client: Client) ->
     compare(native, saved, lambda graph, model: model)
     report = node(native, "report", "PreviewAny", source=["native high accelerated", 1])
     text = client.run(native).text(report)
-    assert f"block work of WAN21: plain functions ({TRANSFORMER.num_layers} blocks; " in text, text
+    assert f"block work of WAN21: torch ({TRANSFORMER.num_layers} blocks; " in text, text
     assert "self attention: " in text and "!" not in text, text
 
 

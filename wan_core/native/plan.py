@@ -16,7 +16,7 @@ from .kernels import choose_kernels
 from .work import choose_work
 
 # The settings that say something about a model which is the host's.
-_SETTINGS = ("attention.backend", "attention.cross", "quality", "on_unsupported")
+_SETTINGS = ("attention.backend", "attention.cross", "fusion.kernels", "quality", "on_unsupported")
 # Attention is chosen again for every size that comes; the report shows the choice for 832x480x81.
 _EXAMPLE_TOKENS, _TEXT_TOKENS = 32_760, 512
 
@@ -50,7 +50,7 @@ def resolve_native(
     )
     problems = (example, replace(example, kv_len=_TEXT_TOKENS))
     return NativePlan(
-        work=choose_work(model, hardware),
+        work=choose_work(profile, hardware, model),
         attention=tuple(calibration.order(choose_kernels(each, hardware, profile)).decision for each in problems),
         warnings=(*_warnings(profile, model), *calibration.notes),
     )

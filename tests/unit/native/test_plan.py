@@ -22,7 +22,7 @@ def planned(machine, name: str = "h200", model: NativeModel = WAN, libraries=TRI
 
 def test_everything_on_a_card_with_triton(machine) -> None:
     plan = planned(machine)
-    assert str(plan.work) == "block work of WAN21: fused kernels (40 blocks, one Triton kernel for each stretch)"
+    assert str(plan.work) == "block work of WAN21: triton (40 blocks)"
     assert [(each.topic, each.chosen) for each in plan.attention] == [
         ("self attention", "cudnn"), ("cross attention", "cudnn")
     ]  # fmt: skip
@@ -31,26 +31,32 @@ def test_everything_on_a_card_with_triton(machine) -> None:
 
 def test_without_triton_the_blocks_stay_as_they_are(machine) -> None:
     plan = planned(machine, libraries=())
-    assert str(plan.work) == "block work of WAN21: as it is (Triton is not installed)"
+    assert str(plan.work) == "block work of WAN21: off (Triton is not installed)"
+
+
+def test_switched_off_by_the_profile(machine) -> None:
+    for name in ("h200", "cpu"):
+        plan = planned(machine, name, replace(WAN, dtype="float32"), fusion__kernels="off")
+        assert str(plan.work) == "block work of WAN21: off" and plan.warnings == ()
 
 
 def test_on_a_cpu_in_plain_functions(machine) -> None:
-    assert planned(machine, "cpu", replace(WAN, dtype="float32")).work.chosen == "plain functions"
+    assert planned(machine, "cpu", replace(WAN, dtype="float32")).work.chosen == "torch"
 
 
 def test_a_model_that_another_node_compiles_keeps_its_blocks(machine) -> None:
     plan = planned(machine, model=replace(WAN, compiled_whole=True))
-    assert str(plan.work) == "block work of WAN21: as it is (another node compiles the whole model)"
+    assert str(plan.work) == "block work of WAN21: off (another node compiles the whole model)"
     assert plan.to_text().startswith("! another node compiles the whole model")
 
 
 def test_what_is_left_out_is_named_with_its_reason(machine) -> None:
     left = (Rejection(name="WanAttentionBlock", reason="replaced by another node"),)
     plan = planned(machine, model=replace(WAN, left=left))
-    assert plan.work.chosen == "fused kernels"
+    assert plan.work.chosen == "triton"
     assert str(plan.work).endswith("not WanAttentionBlock: replaced by another node")
     all_left = planned(machine, model=replace(WAN, left=left * 80))
-    assert all_left.work.chosen == "as it is"
+    assert all_left.work.chosen == "off"
     assert str(all_left.work).endswith("not WanAttentionBlock: replaced by another node")
 
 
