@@ -37,7 +37,7 @@ class AccelerateNativeModel(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
+                io.Model.Output(display_name="model", tooltip="A copy of the same model, faster."),
                 io.String.Output(
                     display_name="report",
                     tooltip="What is accelerated, what is left as it is, and why. Kernels are those for 832x480x81; "

@@ -99,7 +99,7 @@ class EmptyLatent(io.ComfyNode):
                 ),
                 io.Int.Input("batch", optional=True, default=1, min=1, max=64, tooltip="Videos at once."),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="Zeros, which the sampler takes for pure noise.")],
         )
 
     @classmethod
@@ -140,7 +140,7 @@ class EncodeVideo(io.ComfyNode):
                 WanVae.Input("vae", tooltip="From Load Wan VAE."),
                 WanProfile.Input("profile", optional=True, tooltip="How to run. Not connected: the preset auto."),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="In raw VAE space, float32.")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -37,7 +37,7 @@ class ShowPlan(io.ComfyNode):
                 WanVae.Input("vae", optional=True, tooltip="Adds the decode to the plan."),
                 recipe_input(),
             ],
-            outputs=[io.String.Output("plan")],
+            outputs=[io.String.Output("plan", tooltip="The plan in words.")],
             is_output_node=True,
         )
 

@@ -54,7 +54,7 @@ class LoadExperts(io.ComfyNode):
                     tooltip="The low-noise expert of the same model. Swapped ones, or the same twice, are refused.",
                 ),
             ],
-            outputs=[WanExperts.Output(display_name="experts")],
+            outputs=[WanExperts.Output(display_name="experts", tooltip="Both experts, opened and not yet loaded.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -99,7 +99,7 @@ class LoadTextEncoder(io.ComfyNode):
                     "files carry their tokenizer, others need it in a folder beside them.",
                 )
             ],
-            outputs=[WanTextEncoder.Output(display_name="text_encoder")],
+            outputs=[WanTextEncoder.Output(display_name="text_encoder", tooltip="The text encoder, opened.")],
         )
 
     @classmethod
@@ -134,7 +134,7 @@ class LoadVae(io.ComfyNode):
                     "model.",
                 )
             ],
-            outputs=[WanVae.Output(display_name="vae")],
+            outputs=[WanVae.Output(display_name="vae", tooltip="The VAE, opened.")],
         )
 
     @classmethod

@@ -47,7 +47,7 @@ class LoraPair(io.ComfyNode):
                 _strength("strength_high", "high-noise"),
                 _strength("strength_low", "low-noise"),
             ],
-            outputs=[WanExperts.Output(display_name="experts")],
+            outputs=[WanExperts.Output(display_name="experts", tooltip="Both experts with this LoRA on them.")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -92,7 +92,11 @@ class OptimizationProfileNode(io.ComfyNode):
                 ),
                 *(_input(widget, setting, tooltip) for widget, (setting, tooltip) in SETTINGS.items()),
             ],
-            outputs=[WanProfile.Output(display_name="profile")],
+            outputs=[
+                WanProfile.Output(
+                    display_name="profile", tooltip="For the sampler and the nodes that encode and decode."
+                )
+            ],
         )
 
     @classmethod

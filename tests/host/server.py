@@ -18,7 +18,7 @@ from .client import Client, unreachable
 PACK_ROOT = Path(__file__).resolve().parents[2]
 # Awkward on purpose, but without a space: from a folder with one the host serves no web files, of any pack.
 PACK_FOLDER = "wan-velocity.test-1.0"
-PACK_PARTS = ("__init__.py", "nodes", "wan_core", "web", "workflows", "pyproject.toml")
+PACK_PARTS = ("__init__.py", "nodes", "wan_core", "web", "locales", "workflows", "pyproject.toml")
 START_SECONDS = 120
 STOP_SECONDS = 20
 
