@@ -78,9 +78,10 @@ def _option(action: argparse.Action) -> dict[str, Any]:
     facts = {
         "type": "flag" if action.nargs == 0 else "value",
         "default": None if action.default is None else str(action.default),
-        "required": action.required,
         "nargs": None if action.nargs is None else str(action.nargs),
     }
+    # As with inputs: what may be left out is a promise, what must be given is none.
+    facts |= {} if action.required else {"optional": True}
     return facts | ({"choices": list(map(str, action.choices))} if action.choices else {})
 
 
