@@ -4,7 +4,7 @@ Opening reads headers only. A handle keeps what it built for as long as the host
 builds anew only where a plan binds something else. `patcher` and `get_models` are what the host's RAM cache looks for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..wan_core.build import build_experts, build_text_encoder, build_vae
 from ..wan_core.checkpoint.experts import ExpertPair
@@ -14,9 +14,12 @@ from ..wan_core.checkpoint.vae import VaeSource
 from ..wan_core.component_plan import ComponentPlan
 from ..wan_core.components import Experts, TextEncoder, Vae
 from ..wan_core.hardware import Hardware
-from ..wan_core.offload import Place
+from ..wan_core.offload.residency import OnLoad, residency_for
+from ..wan_core.offload.weights import Place, Weights
+from ..wan_core.placement import Placement
 from ..wan_core.plan import ExecutionPlan
-from .patcher import HostResidency, OnLoad, WeightsPatcher, bring_to_device
+from ..wan_core.specs import Expert
+from .patcher import HostResidency, WeightsPatcher, bring_to_device
 
 
 class _Handle:
@@ -33,6 +36,11 @@ class _Handle:
         return list(self._patchers)
 
 
+def _residency(placement: Placement, weights: Mapping[Expert, Weights]) -> HostResidency:
+    one_at_a_time = placement.policy != "resident"
+    return HostResidency(weights, residency_for(placement, weights), one_at_a_time=one_at_a_time)
+
+
 class _BuiltExperts(_Handle):
     """The last build of two experts, whichever LoRAs were on them; all handles that stem from one loader share it."""
 
@@ -47,7 +55,7 @@ class _BuiltExperts(_Handle):
                 plan.binding,
                 pair,
                 hardware,
-                make_residency=lambda weights: HostResidency(weights, plan.binding.placement.policy),
+                make_residency=lambda weights: _residency(plan.binding.placement, weights),
                 previous=self._built,
             )
             self._patchers = tuple(self._built.residency.patchers.values())

@@ -6,23 +6,35 @@ What the host (v0.33) asks of a patcher, call by call, from `comfy.model_managem
 - `free_memory` calls `partially_unload` and, where that frees too little, `detach()`, and forgets the patcher.
 - An entry of its list lives as long as the patcher; nothing here refers back to the patcher, so that dropping the
   handle on a socket frees the weights at once.
-Weights move whole: an expert is on the device or it is not, because the plan has already made sure that it fits. The
-host's wish to load only a part (`--lowvram`, `--novram`) is therefore overruled; memory presets are for that.
+What stays on the device moves whole: an expert is there or it is not, because the plan has already made sure that it
+fits. The host's wish to load only a part (`--lowvram`, `--novram`) is therefore overruled; memory presets are for that.
+Streamed blocks are no part of a patcher's size: their buffers come and go with a run, and are asked for with its
+activations. Copies of weights on the host are page-locked by the host's own functions, so that it counts them.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
+from contextlib import AbstractContextManager
 
 import comfy.model_management
 import comfy.model_patcher
 import torch
 
-from ..wan_core.offload import OnBytes, Weights
+from ..wan_core.offload.residency import OnLoad, Residency
+from ..wan_core.offload.weights import OnBytes, Weights
 from ..wan_core.specs import Expert
-
-OnLoad = Callable[[str, int, int], None]
 
 # Left free for the rest of the host when evicted weights are kept in its memory.
 _HOST_HEADROOM_BYTES = 2 << 30
+
+
+class HostPinning:
+    """Page-locking as the host does it: within its limit, counted in its total."""
+
+    def pin(self, piece: torch.Tensor) -> bool:
+        return bool(comfy.model_management.pin_memory(piece))
+
+    def unpin(self, piece: torch.Tensor) -> None:
+        comfy.model_management.unpin_memory(piece)
 
 
 class WeightsPatcher(comfy.model_patcher.ModelPatcher):
@@ -30,12 +42,15 @@ class WeightsPatcher(comfy.model_patcher.ModelPatcher):
 
     def __init__(self, weights: Weights) -> None:
         offload_device = comfy.model_management.unet_offload_device()
-        super().__init__(weights.module, weights.device, offload_device, size=weights.nbytes)
+        super().__init__(weights.module, weights.device, offload_device, size=weights.resident_bytes)
         self.weights = weights
+        if weights.pinning is not None:
+            weights.pinning = HostPinning()
+        weights.host_room = _host_room
         self.on_bytes: OnBytes | None = None
 
     def model_size(self) -> int:
-        return self.weights.nbytes
+        return self.weights.resident_bytes
 
     def loaded_size(self) -> int:
         return self.weights.bytes_on_device
@@ -70,38 +85,64 @@ class WeightsPatcher(comfy.model_patcher.ModelPatcher):
 
     def _evict(self) -> None:
         host = torch.device("cpu")
-        room = comfy.model_management.get_free_memory(host) - _HOST_HEADROOM_BYTES
-        if self.load_device != host and self.offload_device == host and room > self.weights.nbytes:
-            self.weights.to_host()
-        else:
+        if self.load_device == host or self.offload_device != host:
+            self.weights.drop()
+            return
+        self.weights.to_host()
+        if not _host_room():
+            # Copies that were made when there was room are too much now.
             self.weights.drop()
 
 
 class HostResidency:
     """Residency of the experts under the host's memory management.
 
-    policy: "resident" keeps both experts on the device, "experts" one at a time, as `wan_core.offload` defines them.
+    inner: moves the weights as the placement says. Whatever it is going to have on the device is asked of the host
+    before, and everything else is taken off by the host.
     """
 
-    def __init__(self, weights: Mapping[Expert, Weights], policy: str) -> None:
+    def __init__(self, weights: Mapping[Expert, Weights], inner: Residency, *, one_at_a_time: bool) -> None:
         self.patchers = {expert: WeightsPatcher(each) for expert, each in weights.items()}
-        self._policy = policy
+        self._inner = inner
+        self._one_at_a_time = one_at_a_time
         self._activation_bytes = 0
 
     def reserve(self, activation_bytes: int) -> None:
-        """What the next run needs on the device beside the weights."""
+        """What the next run needs on the device beside the weights and the buffers that blocks pass through."""
         self._activation_bytes = activation_bytes
 
-    def activate(self, name: Hashable, on_load: OnLoad) -> None:
-        wanted = self.patchers if self._policy == "resident" else {name: self.patchers[name]}
+    @property
+    def buffer_bytes(self) -> int:
+        return self._inner.buffer_bytes
+
+    def activate(self, name: Hashable, on_load: OnLoad, *, later: Collection[Hashable] = ()) -> None:
+        wanted = {name} if self._one_at_a_time else {name, *later}
         for expert, patcher in self.patchers.items():
-            if expert not in wanted and patcher.loaded_size():
+            if self._one_at_a_time and expert != name and patcher.loaded_size():
                 comfy.model_management.unload_model_and_clones(patcher)
-        named = {f"{expert.value} noise expert": patcher for expert, patcher in wanted.items()}
-        bring_to_device(named, self._activation_bytes, on_load)
+                self._evict_unlisted(patcher)
+        named = {f"{each.value} noise expert": patcher for each, patcher in self.patchers.items() if each in wanted}
+        bring_to_device(named, self._activation_bytes + self.buffer_bytes, on_load)
+        self._inner.activate(name, on_load, later=later)
+
+    def prepare(self, name: Hashable, num_forwards: int) -> None:
+        self._inner.prepare(name, num_forwards)
+
+    def single_layers(self, name: Hashable) -> AbstractContextManager[None]:
+        return self._inner.single_layers(name)
 
     def release(self) -> None:
-        """Nothing to do: what stays on the device is the host's business."""
+        """The host evicts what it knows of; what a switch that was broken off had already brought, it does not know."""
+        self._inner.release()
+        for patcher in self.patchers.values():
+            self._evict_unlisted(patcher)
+
+    def notes(self) -> tuple[str, ...]:
+        return self._inner.notes()
+
+    def _evict_unlisted(self, patcher: WeightsPatcher) -> None:
+        if patcher.loaded_size() and not any(each is patcher for each in comfy.model_management.loaded_models()):
+            patcher.detach()
 
 
 def bring_to_device(patchers: Mapping[str, WeightsPatcher], activation_bytes: int, on_load: OnLoad) -> None:
@@ -115,6 +156,10 @@ def bring_to_device(patchers: Mapping[str, WeightsPatcher], activation_bytes: in
     finally:
         for patcher in patchers.values():
             patcher.on_bytes = None
+
+
+def _host_room() -> int:
+    return max(int(comfy.model_management.get_free_memory(torch.device("cpu"))) - _HOST_HEADROOM_BYTES, 0)
 
 
 def available_bytes(device: torch.device) -> int:

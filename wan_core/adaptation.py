@@ -10,7 +10,7 @@ takes the changes before it with it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint.inventory import transformer_shapes
-from .checkpoint.load import Edit, load_module, reload_parameters
+from .checkpoint.load import Edit, ParameterSource
 from .checkpoint.lora_file import Change, LoraFile, is_in_block_linear
 from .checkpoint.lora_pair import LoraChoice
 from .checkpoint.lora_read import LoraReaders
 from .checkpoint.lora_shape import kronecker_shapes
 from .checkpoint.read import Checkpoint
 from .checkpoint.sentences import counted
-from .linear.adapter import Adapter, Term, adapter_bytes, attach
+from .linear.adapter import Adapter, Term, adapter_bytes, attach, is_of_adapter
 from .linear.changes import Parts, kronecker_factors, low_rank_factors
-from .offload import OnBytes, Place, Weights
+from .offload.weights import OnBytes, Place, Weights
 from .precision import tf32
 from .specs import Expert, TransformerSpec
 
@@ -125,8 +125,8 @@ class _State:
 class ExpertLoras:
     """The LoRAs of one expert, bound to its transformer, which is still on the meta device.
 
-    dtype_of: dtype of a parameter once loaded. dtype: of the layers' products, and so of what stands beside them.
-    wanted: the strength of each LoRA of the chain, for the next load and the next `settle`.
+    dtype: of the layers' products, and so of what stands beside them. work_on: the device that merges.
+    wanted: the strength of each LoRA of the chain, for the next `fill` and the next `settle`.
     """
 
     def __init__(
@@ -135,14 +135,14 @@ class ExpertLoras:
         checkpoint: Checkpoint,
         arrangement: Arrangement,
         strengths: tuple[float, ...],
-        dtype_of: Callable[[str], torch.dtype],
         dtype: torch.dtype,
+        work_on: str,
     ) -> None:
         self.wanted = strengths
         self._state = _State(applied=strengths)
-        self._checkpoint = checkpoint
+        self._parameters = ParameterSource(transformer, checkpoint, work_on)
+        self._transformer = transformer
         self._arrangement = arrangement
-        self._dtype_of = dtype_of
         self._adapters: dict[str, Adapter] = {}
         for layer, changes in arrangement.beside.items():
             out_features, in_features = checkpoint.tensors[f"{layer}.weight"].shape
@@ -152,42 +152,52 @@ class ExpertLoras:
             attach(transformer.get_submodule(layer), adapter)
             self._adapters[layer] = adapter
 
-    def load(self, transformer: nn.Module, device: torch.device, on_bytes: OnBytes) -> None:
-        """Give a meta transformer its weights, adapters included; it stays meta where anything fails."""
-        try:
-            self._reset_adapters(device)
-            with LoraReaders() as readers:
-                self._fill_adapters(device, readers)
-                load_module(transformer, self._checkpoint, self._dtype_of, device, on_bytes, self._edits(readers))
-        except BaseException:
-            transformer.to("meta")
-            raise
-        self._state = _State(applied=self.wanted)
+    def fill(self, names: Collection[str], on_bytes: OnBytes) -> None:
+        """Give these tensors of the transformer, which have their memory, their values: `Fill` of its weights."""
+        if self._is_all_that_is_there(names):
+            self._state = _State(applied=self.wanted)
+        parameters = [name for name in names if not is_of_adapter(name)]
+        with LoraReaders() as readers:
+            if len(parameters) < len(names):
+                self._clear_adapters()
+                self._fill_adapters(readers)
+            self._parameters.fill(parameters, on_bytes, self._edits(readers))
 
     def take_over(self, weights: Weights, other: "ExpertLoras", its_weights: Weights) -> None:
         """Take the weights of a build with other LoRAs; what those and these change is read by the next `settle`."""
         if its_weights.place is Place.FILE:
             return
         weights.take_over(its_weights)
-        self._reset_adapters(next(weights.module.parameters()).device)
+        self._clear_adapters()
         stale = {*self._arrangement.merged, *other._arrangement.merged, *other._state.stale}
         self._state = _State(stale=frozenset(stale), has_adapters=False)
 
     def settle(self, weights: Weights) -> None:
-        """Make loaded weights follow `wanted`; only what depends on a strength that has changed is touched."""
+        """Make loaded weights follow `wanted`; only what depends on a strength that has changed is touched.
+
+        What is in the file alone follows when it is read.
+        """
         if weights.place is Place.FILE or self._state == _State(applied=self.wanted):
+            self._state = _State(applied=self.wanted)
             return
+        stale = [name for name in self._stale() if weights.is_in_memory(name)]
         try:
             with LoraReaders() as readers:
                 if not self._state.has_adapters:
-                    self._fill_adapters(weights.device, readers)
+                    self._fill_adapters(readers)
                 self._set_coefficients()
-                reload_parameters(weights.module, self._checkpoint, self._stale(), self._edits(readers))
+                self._parameters.fill(stale, edits=self._edits(readers))
+            weights.mirror([*stale, *filter(is_of_adapter, (name for unit in weights.units for name in unit.names))])
         except BaseException:
             # Half of the old strengths and half of the new would be neither; the next use loads all of it.
             weights.drop()
             raise
         self._state = _State(applied=self.wanted)
+
+    def _is_all_that_is_there(self, names: Collection[str]) -> bool:
+        """Whether nothing else is in memory that could hold another strength."""
+        named, tensors = set(names), (*self._transformer.named_parameters(), *self._transformer.named_buffers())
+        return all(tensor.is_meta for name, tensor in tensors if name not in named)
 
     def _stale(self) -> list[str]:
         """Parameters that hold another strength, or another LoRA, than is wanted."""
@@ -197,16 +207,16 @@ class ExpertLoras:
         moved = [name for name, changes in merged_in if any(placed.index in changed for placed in changes)]
         return list(dict.fromkeys((*self._state.stale, *moved)))
 
-    def _reset_adapters(self, device: torch.device) -> None:
-        # Ordinary tensors, also where a run in inference mode asks for them: they outlive it.
-        with torch.inference_mode(mode=False):
-            for adapter in self._adapters.values():
-                adapter.reset(device)
+    def _clear_adapters(self) -> None:
+        for adapter in self._adapters.values():
+            adapter.clear()
 
-    def _fill_adapters(self, device: torch.device, readers: LoraReaders) -> None:
+    def _fill_adapters(self, readers: LoraReaders) -> None:
         for layer, adapter in self._adapters.items():
+            if adapter.down.is_meta:
+                continue  # not in memory: filled with the rest when it is
             for index, placed in enumerate(self._arrangement.beside[layer]):
-                _fill(adapter, index, placed.change, readers.parts(placed.lora, placed.change, device))
+                _fill(adapter, index, placed.change, readers.parts(placed.lora, placed.change, adapter.down.device))
         self._set_coefficients()
 
     def _set_coefficients(self) -> None:

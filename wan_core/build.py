@@ -15,7 +15,7 @@ from .attention import verdict_store
 from .attention.calibrate import calibrate, is_measurable
 from .attention.interface import bind
 from .checkpoint.experts import ExpertPair
-from .checkpoint.load import load_module
+from .checkpoint.load import ParameterSource
 from .checkpoint.read import Checkpoint
 from .checkpoint.text_encoder import TextEncoderSource
 from .checkpoint.vae import VaeSource
@@ -26,18 +26,19 @@ from .components import Experts, TextEncoder, Vae
 from .errors import UnsupportedError
 from .hardware import Hardware
 from .kernels.bind import bind_kernels, bind_vae_kernels
+from .linear.adapter import is_of_adapter
 from .lora_plan import lora_files
 from .models.t5 import Umt5Encoder
 from .models.tokenizer import Tokenizer
 from .models.transformer import WanTransformer, wants_float32
 from .models.vae21 import WanVae
-from .offload import KeepResident, Load, OnBytes, Residency, SwapModules, Weights
+from .offload.residency import Residency, residency_for
+from .offload.weights import Weights
 from .plan import ExecutionPlan, ExpertsBinding
 from .report import Decision, Rejection, Report
 from .specs import Expert
 
 MakeResidency = Callable[[Mapping[Expert, Weights]], Residency]
-_RESIDENCIES: Mapping[str, MakeResidency] = {"resident": KeepResident, "experts": SwapModules}
 
 
 def measure_kernels(plan: ExecutionPlan, hardware: Hardware, report: Report) -> ExecutionPlan:
@@ -69,8 +70,6 @@ def build_experts(
     experts; where it holds the same weights but for LoRAs, they are taken over, and it has to read them anew.
     """
     strict = binding.on_unsupported == "error"
-    if make_residency is None and binding.placement.policy not in _RESIDENCIES:
-        raise UnsupportedError(f"placement {binding.placement.policy!r} cannot be carried out yet; use 'experts'")
     attend, attention_decision = bind(binding.attention, hardware, strict=strict)
     cross_attend, cross_decision = bind(binding.cross_attention, hardware, strict=strict)
     kernels, kernel_problem = bind_kernels(binding.block_kernels, binding.device)
@@ -96,10 +95,17 @@ def build_experts(
             pair[expert],
             arrange(pair.loras, expert, binding.lora),
             tuple(choice.strength(expert) for choice in pair.loras),
-            dtype_of,
             dtype,
+            binding.device,
         )
-        weights[expert] = _weights(transformer, loras[expert].load, binding.device, dtype_of, dtype)
+        weights[expert] = Weights(
+            _typed(transformer, dtype_of),
+            loras[expert].fill,
+            device=binding.device,
+            dtype=dtype,
+            streamed_blocks=binding.placement.streamed_blocks,
+            is_beside=is_of_adapter,
+        )
         if previous and previous.weights_key == binding.weights_key:
             loras[expert].take_over(weights[expert], previous.loras[expert], previous.weights[expert])
         region.add(transformer.blocks)
@@ -109,7 +115,7 @@ def build_experts(
         transformers=transformers,
         loras=loras,
         weights=weights,
-        residency=(make_residency or _RESIDENCIES[binding.placement.policy])(weights),
+        residency=make_residency(weights) if make_residency else residency_for(binding.placement, weights),
         decisions=(
             attention_decision,
             cross_decision,
@@ -127,7 +133,8 @@ def build_text_encoder(plan: ComponentPlan, source: TextEncoderSource) -> TextEn
     with torch.device("meta"):
         encoder = Umt5Encoder(source.spec)
     dtype = getattr(torch, plan.dtype)
-    weights = _weights(encoder, _loader(source.checkpoint, lambda name: dtype), plan.device, lambda name: dtype, dtype)
+    fill = ParameterSource(_typed(encoder, lambda name: dtype), source.checkpoint, plan.device).fill
+    weights = Weights(encoder, fill, device=plan.device, dtype=dtype)
     decisions = (*plan.decisions, *_decoded("text encoder", source.checkpoint, plan.dtype))
     tokenizer = Tokenizer.from_bytes(source.vocabulary(), str(source.tokenizer or source.checkpoint.label))
     return TextEncoder(weights, tokenizer, decisions)
@@ -139,7 +146,8 @@ def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:
     with torch.device("meta"):
         vae = WanVae(source.spec, kernels)
     dtype = getattr(torch, plan.dtype)
-    weights = _weights(vae, _loader(source.checkpoint, lambda name: dtype), plan.device, lambda name: dtype, dtype)
+    fill = ParameterSource(_typed(vae, lambda name: dtype), source.checkpoint, plan.device).fill
+    weights = Weights(vae, fill, device=plan.device, dtype=dtype)
     decisions = _kernels_passed_over(VAE_KERNELS_TOPIC, plan.kernels, problem, strict=plan.strict)
     return Vae(weights, (*plan.decisions, *decisions, *_decoded("VAE", source.checkpoint, plan.dtype)))
 
@@ -153,13 +161,6 @@ def _kernels_passed_over(topic: str, asked: str, problem: str | None, *, strict:
     return (Decision(topic=topic, asked=asked, chosen="off", rejected=(Rejection(name=asked, reason=problem),)),)
 
 
-def _loader(checkpoint: Checkpoint, dtype_of: Callable[[str], torch.dtype]) -> Load:
-    def load(target: nn.Module, place: torch.device, on_bytes: OnBytes) -> None:
-        load_module(target, checkpoint, dtype_of, place, on_bytes)
-
-    return load
-
-
 def _decoded(what: str, checkpoint: Checkpoint, dtype: str) -> tuple[Decision, ...]:
     """What a file stores, where that is not what is computed with."""
     if not (stored := checkpoint.encoding.text):
@@ -168,9 +169,8 @@ def _decoded(what: str, checkpoint: Checkpoint, dtype: str) -> tuple[Decision, .
     return (Decision(topic=f"weights of the {what}", asked="auto", chosen=dtype, reason=reason),)
 
 
-def _weights(
-    module: nn.Module, load: Load, device: str, dtype_of: Callable[[str], torch.dtype], dtype: torch.dtype
-) -> Weights:
-    nbytes = sum(parameter.numel() * dtype_of(name).itemsize for name, parameter in module.named_parameters())
-    nbytes += sum(buffer.nbytes for buffer in module.buffers())
-    return Weights(module, load, device=device, dtype=dtype, nbytes=nbytes)
+def _typed(module: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> nn.Module:
+    """A module on the meta device with its parameters in the dtypes that they will have once loaded."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(requires_grad=False).data = parameter.data.to(dtype_of(name))
+    return module

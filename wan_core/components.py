@@ -20,7 +20,8 @@ from .models.tokenizer import Tokenizer
 from .models.transformer import WanTransformer
 from .models.vae21 import WanVae
 from .models.vae_tiling import Tile, decode_tiled_chunks
-from .offload import Place, Residency, Weights
+from .offload.residency import Residency
+from .offload.weights import Place, Weights
 from .pacing import Pacer
 from .report import Decision
 from .specs import Expert, TransformerSpec, latent_frames

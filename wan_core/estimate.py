@@ -19,7 +19,7 @@ from .component_plan import ComponentPlan
 from .footprint import expert_sizes, text_encoder_sizes
 from .hardware import Hardware
 from .history import History, Task
-from .offload import Place
+from .offload.weights import Place
 from .plan import ExecutionPlan
 from .predict import ATTENTION_EFFICIENCY, LINEAR_EFFICIENCY, READ_RATE, decode_flops, decode_seconds
 from .report import Report

@@ -23,7 +23,7 @@ from .estimate import Knowledge, RunEstimate, decode_parts, learn, sampling_part
 from .hardware import Hardware
 from .hooks import RunHooks, Silent
 from .measure import measured_phase
-from .offload import Place, Weights
+from .offload.weights import Place, Weights
 from .plan import ExecutionPlan
 from .profiles import OptimizationProfile, preset
 from .recipes import SampleRequest, VideoSize

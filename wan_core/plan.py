@@ -59,8 +59,8 @@ class ExpertsBinding:
 
     @property
     def weights_key(self) -> str:
-        """Builds that agree in this one hold the same weights, but for what LoRAs change of them."""
-        return _hash(self.device, self.dtype, self.placement)
+        """Builds that agree in this one hold the same weights, wherever they are and but for what LoRAs change."""
+        return _hash(self.device, self.dtype)
 
     @property
     def key_without_loras(self) -> str:

@@ -86,7 +86,9 @@ def sample(
         try:
             hooks.on_phase("load")
             with measured_phase(report, "load", device):
+                run.settle()
                 run.switch_to(split[first])
+            report.warnings += experts.residency.notes()
             hooks.on_phase("sample")
             start = journal.position or Position(next_step=0, latent=_start(plan, latent, device))
             with measured_phase(report, "sample", device), Pacer(run.blocks(), hooks.should_stop):
@@ -132,16 +134,21 @@ class _Run:
         for transformer in self._experts.transformers.values():
             yield from transformer.blocks
 
+    def settle(self) -> None:
+        """Give the weights that are in memory the strengths of this run, wherever they are, before they move."""
+        for expert, loras in self._experts.loras.items():
+            loras.settle(self._experts.weights[expert])
+
     def switch_to(self, expert: Expert) -> None:
         """Make `expert` the one that runs: its weights on the device, its keys and values of the text."""
-        self._experts.residency.activate(expert, self._hooks.on_load)
-        self._experts.loras[expert].settle(self._experts.weights[expert])
-        # The keys and values of the other expert go before new ones come.
-        self._velocity = None
+        self._velocity = None  # the other expert's keys and values need not be there beside its own
+        later = self._plan.split[self._plan.split.index(expert) :]
+        self._experts.residency.activate(expert, self._hooks.on_load, later=later)
         transformer = self._experts.transformers[expert]
         guided = self._plan.workload.request.recipe.guidance(expert) != 1.0
-        positive = self._context(transformer, self._conditioning.positive)
-        negative = self._context(transformer, self._conditioning.negative) if guided else None
+        with self._experts.residency.single_layers(expert):
+            positive = self._context(transformer, self._conditioning.positive)
+            negative = self._context(transformer, self._conditioning.negative) if guided else None
         self._velocity = PartByPart(
             transformer, positive, negative, execution=self._guidance, at_once=self._plan.videos_at_once
         )
@@ -218,7 +225,14 @@ class _Run:
         timestep = torch.full(
             (latent.shape[0],), self._plan.schedule.timesteps[index], dtype=torch.float32, device=latent.device
         )
-        return self._velocity(latent, timestep, self._plan.workload.request.recipe.guidance(expert))
+        scale = self._plan.workload.request.recipe.guidance(expert)
+        is_last = expert is not self._plan.split[min(index + 1, len(self._plan.split) - 1)]
+        if is_last:
+            self._experts.residency.prepare(self._plan.split[index + 1], self._velocity.num_forwards(scale))
+        velocity = self._velocity(latent, timestep, scale)
+        if is_last:
+            self._active = None  # its weights may have made room: whoever needs it again activates it again
+        return velocity
 
     def _context(self, transformer: torch.nn.Module, embeddings: Tensor) -> TextContext:
         batch = self._plan.workload.batch

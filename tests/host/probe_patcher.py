@@ -39,13 +39,16 @@ def load_pack() -> ModuleType:
 
 
 class FakeWeights:
-    """What `Weights` looks like to a patcher: a size and a place."""
+    """What `Weights` looks like to a patcher and to a residency: a size and a place, and no blocks."""
+
+    resident = streamed = ()
+    pinning = None
 
     def __init__(self, name: str, gigabytes: float, machine: "Machine", device: torch.device = GPU) -> None:
         self.name = name
         self.module = torch.nn.Linear(1, 1)
         self.device = device
-        self.nbytes = int(gigabytes * GB)
+        self.nbytes = self.resident_bytes = int(gigabytes * GB)
         self.place = "file"
         self.fail: BaseException | None = None
         self._machine = machine
@@ -63,11 +66,17 @@ class FakeWeights:
                 on_bytes(self.nbytes, self.nbytes)
             self._go("device")
 
-    def to_host(self, on_bytes: object = None) -> None:
-        self._go("host")
+    def copy_to_host(self, on_bytes: object = None) -> None: ...
+
+    def forget_copies(self) -> None: ...
+
+    def to_host(self) -> None:
+        if self.place == "device":
+            self._go("host" if self.host_room() >= self.nbytes else "file")
 
     def drop(self) -> None:
-        self._go("file")
+        if self.place != "file":
+            self._go("file")
 
     def _go(self, place: str) -> None:
         self.place = place
@@ -102,12 +111,30 @@ def counted() -> list[list[object]]:
     return [[patcher.weights.name, patcher.loaded_size(), patcher.model_size()] for patcher in mm.loaded_models()]
 
 
+class OneQueue:
+    """The copies of a GPU that is only pretended."""
+
+    def __init__(self, device: torch.device) -> None: ...
+
+    def send(self, copy: object) -> None:
+        copy()
+
+    def wait_for(self, arrival: None) -> None: ...
+
+    def wait(self) -> None: ...
+
+
+def core(patcher: ModuleType, module: str) -> ModuleType:
+    return importlib.import_module(patcher.__name__.replace("nodes.patcher", f"wan_core.{module}"))
+
+
 def experts(machine: Machine, patcher: ModuleType, policy: str) -> object:
-    from_core = importlib.import_module(patcher.__name__.replace("nodes.patcher", "wan_core.specs")).Expert
-    weights = {expert: FakeWeights(expert.value, 28, machine) for expert in from_core}
-    residency = patcher.HostResidency(weights, policy)
+    expert_type, policies = core(patcher, "specs").Expert, core(patcher, "offload.residency")
+    weights = {expert: FakeWeights(expert.value, 28, machine) for expert in expert_type}
+    inner = policies.KeepResident(weights) if policy == "resident" else policies.TakeTurns(weights, OneQueue)
+    residency = patcher.HostResidency(weights, inner, one_at_a_time=policy != "resident")
     residency.reserve(10 * GB)
-    residency.experts = from_core
+    residency.experts = expert_type
     return residency
 
 
@@ -121,15 +148,15 @@ def see_resident(patcher: ModuleType) -> dict[str, object]:
     high, low = held.experts.HIGH, held.experts.LOW
     seen = {}
     said = []
-    held.activate(high, lambda *event: said.append(event))
+    held.activate(high, lambda *event: said.append(event), later=(high, low))
     seen["first"], seen["counted"], seen["said"] = machine.take_moves(), counted(), said
-    held.activate(low, silent)
-    held.activate(high, silent)
+    held.activate(low, silent, later=(high, low))
+    held.activate(high, silent, later=(high, low))
     seen["again"] = machine.take_moves()
     seen["available"] = patcher.available_bytes(GPU)
     mm.free_memory(1e30, GPU)
     seen["evicted"], seen["left"] = machine.take_moves(), counted()
-    held.activate(high, silent)
+    held.activate(high, silent, later=(high, low))
     seen["back"] = machine.take_moves()
     # What the host's cache drops is gone at once, without a collection of cycles.
     gc.disable()
@@ -153,7 +180,7 @@ def see_others_evicted(patcher: ModuleType) -> dict[str, object]:
     encoder = patcher.WeightsPatcher(FakeWeights("text", 11, machine))
     patcher.bring_to_device({"text": encoder}, GB, silent)
     held = experts(machine, patcher, "resident")
-    held.activate(held.experts.HIGH, silent)
+    held.activate(held.experts.HIGH, silent, later=tuple(held.experts))
     moves = machine.take_moves()
     # Another model of the host wants the card: 40 GB, as `load_models_gpu` would ask.
     mm.free_memory(40 * GB, GPU)

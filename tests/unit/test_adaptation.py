@@ -19,7 +19,7 @@ from wan_core.checkpoint.stream import Reader
 from wan_core.components import Experts
 from wan_core.errors import CheckpointError, Interrupted
 from wan_core.hardware import Hardware
-from wan_core.offload import Place
+from wan_core.offload.weights import Place
 from wan_core.plan import ExecutionPlan, Workload, resolve
 from wan_core.profiles import preset
 from wan_core.recipes import SampleRequest, recipe
@@ -165,7 +165,7 @@ def test_adapters_move_and_are_dropped_with_the_weights(tmp_path, pair):
     before = session.run(choice)
     weights = session.experts.weights[Expert.HIGH]
     held = [*weights.module.parameters(), *weights.module.buffers()]
-    assert weights.nbytes == sum(tensor.nbytes for tensor in held)
+    assert 0 <= weights.nbytes - sum(tensor.nbytes for tensor in held) < 256 * len(held), "each starts at 256 bytes"
     weights.to_host()
     weights.to_device()
     assert torch.equal(session.velocity(Expert.HIGH), before)

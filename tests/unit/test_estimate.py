@@ -26,7 +26,7 @@ from wan_core.estimate import (
     text_parts,
 )
 from wan_core.history import History, Task
-from wan_core.offload import Place
+from wan_core.offload.weights import Place
 from wan_core.pipeline import WanPipeline
 from wan_core.plan import ExecutionPlan, Workload, resolve
 from wan_core.profiles import preset

@@ -10,7 +10,7 @@ from miniature.write import write_miniature
 from wan_core.checkpoint.find import find_model
 from wan_core.errors import InputError, Interrupted
 from wan_core.hooks import Silent, StepEvent
-from wan_core.offload import Place
+from wan_core.offload.weights import Place
 from wan_core.pipeline import WanPipeline
 from wan_core.profiles import preset
 from wan_core.recipes import SampleRequest, VideoSize, recipe

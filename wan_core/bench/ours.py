@@ -5,7 +5,7 @@ passes of guidance and the solver (the peers stop at guidance), paced and with t
 is projected to keys and values once and not in every step, because that is how a run has it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,8 @@ from ..components import TextEncoder
 from ..hardware import Hardware
 from ..hooks import Silent
 from ..models.transformer import WanTransformer
-from ..offload import SwapModules
+from ..offload.residency import KeepResident
+from ..offload.weights import Weights
 from ..pacing import Pacer
 from ..plan import ExecutionPlan, Workload, resolve
 from ..precision import tf32
@@ -63,7 +64,7 @@ class ProfileCandidate:
         plan = measure_kernels(plan, hardware, Report())
         source = random_checkpoint(transformer_shapes(spec))
         pair = ExpertPair(high=source, low=source, spec=spec)
-        experts = build_experts(plan.binding, pair, hardware, make_residency=SwapModules)
+        experts = build_experts(plan.binding, pair, hardware, make_residency=_one_expert)
         experts.residency.activate(Expert.HIGH, lambda what, done, total: None)
         steps = _Steps(experts.transformers[Expert.HIGH], plan, task)
         return Prepared(
@@ -107,6 +108,10 @@ class RandomTextEncoder:
 
     def vocabulary(self) -> bytes:
         return vocabulary()
+
+
+def _one_expert(weights: Mapping[Expert, Weights]) -> KeepResident:
+    return KeepResident({Expert.HIGH: weights[Expert.HIGH]})
 
 
 class _Steps:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .decode import why_not
+from .decode import is_stored_as, why_not
 from .header import TensorInfo
 from .read import Checkpoint
 from .sentences import counted, quoted
@@ -45,8 +45,7 @@ def load_module(
     try:
         # Ordinary tensors, also where a run in inference mode asks for them: they outlive it.
         with torch.inference_mode(mode=False), checkpoint.reader() as reader:
-            # In the order of the file, which is the order that a disk is fast in.
-            for name, info in sorted(wanted.items(), key=lambda item: (item[1].file, item[1].start)):
+            for name, info in _in_file_order(wanted):
                 value = _read(reader, info, device, dtype_of(name), edits.get(name))
                 _put(module, name, nn.Parameter(value, requires_grad=False))
                 done += info.nbytes
@@ -59,15 +58,49 @@ def load_module(
                 _put(module, name, parameter)
 
 
-def reload_parameters(
-    module: nn.Module, checkpoint: Checkpoint, names: Collection[str], edits: Mapping[str, Edit]
-) -> None:
-    """Read some parameters of a loaded module anew, in place: each keeps its dtype and its device."""
-    with torch.inference_mode(mode=False), checkpoint.reader() as reader:
-        for name in names:
-            parameter = module.get_parameter(name)
-            info = checkpoint.tensors[name]
-            parameter.data.copy_(_read(reader, info, parameter.device, parameter.dtype, edits.get(name)))
+class ParameterSource:
+    """The parameters of a module in a checkpoint: any of them, at any time, into the memory that they have.
+
+    work_on: the device that decodes and edits, where the memory itself is the host's.
+    """
+
+    def __init__(self, module: nn.Module, checkpoint: Checkpoint, work_on: torch.device | str) -> None:
+        self._module = module
+        self._checkpoint = checkpoint
+        self._work_on = torch.device(work_on)
+        self._infos: Mapping[str, TensorInfo] | None = None
+
+    def fill(
+        self,
+        names: Collection[str],
+        on_progress: Callable[[int, int], None] | None = None,
+        edits: Mapping[str, Edit] = _NO_EDITS,
+    ) -> None:
+        """Read some parameters in place; each keeps its dtype and its device.
+
+        Raises `CheckpointError` where names or shapes of the whole module do not match, before anything is read.
+        """
+        if self._infos is None:
+            self._infos = _matched(dict(self._module.named_parameters()), self._checkpoint)
+        wanted = {name: self._infos[name] for name in names}
+        total, done = sum(info.nbytes for info in wanted.values()), 0
+        with torch.inference_mode(mode=False), self._checkpoint.reader() as reader:
+            for name, info in _in_file_order(wanted):
+                self._fill(reader, info, self._module.get_parameter(name).data, edits.get(name))
+                done += info.nbytes
+                if on_progress is not None:
+                    on_progress(done, total)
+
+    def _fill(self, reader: Reader, info: TensorInfo, target: Tensor, edit: Edit | None) -> None:
+        if edit is None and (target.device.type == self._work_on.type or is_stored_as(info, target.dtype)):
+            reader.fill(info, target)
+        else:
+            target.copy_(_read(reader, info, self._work_on, target.dtype, edit))
+
+
+def _in_file_order(wanted: Mapping[str, TensorInfo]) -> list[tuple[str, TensorInfo]]:
+    """The order that a disk is fast in."""
+    return sorted(wanted.items(), key=lambda item: (item[1].file, item[1].start))
 
 
 def _read(

@@ -47,8 +47,8 @@ class Kronecker(nn.Module):
 class Adapter(nn.Module):
     """The changes beside one layer (in_features, out_features), in the dtype of its products.
 
-    Made under `torch.device("meta")` and given its memory by `reset`; a term then counts from its `fill_...` on, at the
-    coefficient (strength * scale) that `set_coefficient` gives it.
+    Made under `torch.device("meta")`; whoever gives it memory calls `clear`, and a term then counts from its `fill_...`
+    on, at the coefficient (strength * scale) that `set_coefficient` gives it.
     """
 
     def __init__(self, in_features: int, out_features: int, terms: Sequence[Term], dtype: torch.dtype) -> None:
@@ -73,9 +73,8 @@ class Adapter(nn.Module):
             y = y + kronecker(x)
         return y
 
-    def reset(self, device: torch.device) -> None:
-        """Memory on the device, all zeros: nothing is added."""
-        self.to_empty(device=device)
+    def clear(self) -> None:
+        """All zeros, once there is memory: nothing is added."""
         for buffer in self.buffers():
             buffer.zero_()
 
@@ -114,6 +113,11 @@ def attach(linear: nn.Module, adapter: Adapter) -> None:
     assert not hasattr(linear, "adapter"), "a layer has one adapter, which holds all of its terms"
     linear.adapter = adapter
     linear.register_forward_hook(_add_beside)
+
+
+def is_of_adapter(name: str) -> bool:
+    """Whether a tensor of a model, by name, belongs to an attached adapter and so to no checkpoint."""
+    return ".adapter." in name
 
 
 def adapter_bytes(in_features: int, out_features: int, terms: Sequence[Term], itemsize: int) -> int:

@@ -62,6 +62,10 @@ class GuidedVelocity:
         if execution == "batched" and negative is not None:
             self._joined, self._negative = positive.concatenate(negative), None
 
+    def num_forwards(self, scale: float) -> int:
+        """How often a call at this scale runs the transformer."""
+        return 1 if scale == 1.0 or self._joined is not None else 2
+
     def __call__(self, latent: Tensor, timestep: Tensor, scale: float) -> Tensor:
         """Velocity (B, C, T, H, W) float32 for a latent (B, C, T, H, W) and timesteps (B,) or (B, L)."""
         if scale == 1.0:
@@ -128,6 +132,10 @@ class PartByPart:
             some = positive.videos(start, start + at_once)
             opposite = None if negative is None else negative.videos(start, start + at_once)
             self._parts.append(GuidedVelocity(velocity, some, opposite, execution=execution))
+
+    def num_forwards(self, scale: float) -> int:
+        """How often a call at this scale runs the transformer."""
+        return sum(part.num_forwards(scale) for part in self._parts)
 
     def __call__(self, latent: Tensor, timestep: Tensor, scale: float) -> Tensor:
         """Velocity (B, C, T, H, W) float32 for a latent (B, C, T, H, W) and timesteps (B,) or (B, L)."""

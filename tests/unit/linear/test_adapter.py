@@ -24,7 +24,7 @@ DOWN2, UP2 = random(5, IN), random(OUT, 5)
 def filled(dtype: torch.dtype = torch.float32) -> Adapter:
     with torch.device("meta"):
         adapter = Adapter(IN, OUT, TERMS, dtype)
-    adapter.reset(torch.device("cpu"))
+    adapter.to_empty(device="cpu").clear()
     adapter.fill_low_rank(0, DOWN, UP)
     adapter.fill_bias(1, BIAS)
     adapter.fill_kronecker(2, LEFT, RIGHT)
@@ -100,7 +100,7 @@ def test_bytes_are_those_of_its_buffers():
 def test_only_kronecker_terms_need_no_ranks():
     with torch.device("meta"):
         adapter = Adapter(IN, OUT, TERMS[2:3], torch.float32)
-    adapter.reset(torch.device("cpu"))
+    adapter.to_empty(device="cpu").clear()
     adapter.fill_kronecker(0, LEFT, RIGHT)
     adapter.set_coefficient(0, 1.0)
     x, y = random(2, 7, IN), random(2, 7, OUT)

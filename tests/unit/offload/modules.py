@@ -1,0 +1,95 @@
+"""Small modules with blocks, sources that count their reads, and lanes that do the worst that a device may do."""
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+
+from wan_core.offload.weights import OnBytes, Weights
+
+DIM = 8
+
+
+class Block(nn.Module):
+    """A block with two layers, one of which is called from outside too."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, dim)
+        self.outer = nn.Linear(dim, dim)
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor, beside: Tensor) -> Tensor:
+        return torch.tanh(self.inner(x) * self.scale + beside)
+
+
+class Tower(nn.Module):
+    """Blocks between two layers; `prepare` uses a layer of each block outside of its forward."""
+
+    def __init__(self, num_blocks: int, dim: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(dim, dim)
+        self.blocks = nn.ModuleList(Block(dim) for _ in range(num_blocks))
+        self.last = nn.Linear(dim, dim)
+
+    def prepare(self, text: Tensor) -> list[Tensor]:
+        return [block.outer(text) for block in self.blocks]
+
+    def forward(self, x: Tensor, text: list[Tensor]) -> Tensor:
+        x = self.first(x)
+        for block, beside in zip(self.blocks, text, strict=True):
+            x = block(x, beside)
+        return self.last(x)
+
+
+class Source:
+    """Stands for a file: the same numbers for the same seed, counts its reads, and can fail."""
+
+    def __init__(self, module: nn.Module, seed: int) -> None:
+        self.module = module
+        self.seed = seed
+        self.reads: list[str] = []
+        self.broken = False
+
+    def fill(self, names: Collection[str], on_bytes: OnBytes) -> None:
+        if self.broken:
+            raise OSError("gone")
+        places = dict(self.module.named_parameters())
+        for done, name in enumerate(names, start=1):
+            target = places[name].data
+            generator = torch.Generator().manual_seed(self.seed + sum(name.encode()))
+            target.copy_(torch.randn(target.shape, generator=generator) * target.shape[-1] ** -0.5)
+            self.reads.append(name)
+            on_bytes(done, len(names))
+
+
+def tower(
+    num_blocks: int, seed: int, *, streamed: int = 0, room: int = 1 << 30, device: str = "cpu", dim: int = DIM
+) -> tuple[Weights, Source]:
+    """A tower in its file; room: bytes that its copies may take of the host's memory."""
+    with torch.device("meta"):
+        module = Tower(num_blocks, dim).requires_grad_(requires_grad=False)
+    source = Source(module, seed)
+    weights = Weights(module, source.fill, device=device, dtype=torch.float32, streamed_blocks=streamed)
+    weights.host_room = lambda: room - weights.bytes_on_host
+    return weights, source
+
+
+class LateLane:
+    """A device that copies at the last moment: what nobody waits for never arrives."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.waiting: list[Callable[[], None]] = []
+        self.done = 0
+
+    def send(self, copy: Callable[[], None]) -> int:
+        self.waiting.append(copy)
+        return self.done + len(self.waiting)
+
+    def wait_for(self, arrival: int) -> None:
+        while self.done < arrival:
+            self.done += 1
+            self.waiting.pop(0)()
+
+    def wait(self) -> None:
+        self.wait_for(self.done + len(self.waiting))

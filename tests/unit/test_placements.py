@@ -1,0 +1,102 @@
+"""The miniature under every placement: the same latent, bit for bit, with LoRAs and after changes of strength."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from miniature.architecture import TRANSFORMER
+from miniature.write import write_miniature
+from tests.lora_files import write_lora
+from tests.unit.test_pipeline import Recorder
+from wan_core.checkpoint.find import find_model
+from wan_core.errors import Interrupted
+from wan_core.pipeline import RunPlan, WanPipeline
+from wan_core.placement import Placement
+from wan_core.profiles import preset
+from wan_core.recipes import SampleRequest, VideoSize, recipe
+from wan_core.report import Report
+from wan_core.sample import Conditioning
+from wan_core.specs import Expert
+
+SIZE = VideoSize(width=16, height=16, num_frames=1)
+# One step by each expert, of two passes through seven blocks.
+REQUEST = SampleRequest(recipe=recipe("official").with_changes(num_steps=2, shift=5.0), seed=7)
+PLACEMENTS = [
+    Placement(policy="experts"),
+    Placement(policy="stream", streamed_blocks=3),
+    Placement(policy="stream", streamed_blocks=TRANSFORMER.num_layers),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("miniature")
+    write_miniature(folder)
+    for expert in Expert:
+        write_lora(folder / "loras", "kohya", TRANSFORMER, expert)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def conditioning(folder: Path) -> Conditioning:
+    pipeline = WanPipeline(find_model(folder), device="cpu")
+    return pipeline.encode(pipeline.plan(REQUEST, SIZE), "a red circle", "", report=Report())
+
+
+class Session:
+    """One pipeline under one placement."""
+
+    def __init__(self, folder: Path, conditioning: Conditioning, placement: Placement, application: str) -> None:
+        profile = preset("cpu").with_settings({"lora.application": application})
+        self.pipeline = WanPipeline(find_model(folder), profile, device="cpu")
+        self._lora, _ = write_lora(folder / "loras", "kohya", TRANSFORMER, Expert.HIGH)
+        self._conditioning = conditioning
+        self._placement = placement
+
+    def plan(self) -> RunPlan:
+        plan = self.pipeline.plan(REQUEST, SIZE)
+        return replace(plan, experts=replace(plan.experts, binding=self._placed(plan)))
+
+    def _placed(self, plan: RunPlan) -> object:
+        return replace(plan.experts.binding, placement=self._placement)
+
+    def run(self, strength: float, hooks: Recorder | None = None) -> Tensor:
+        self.pipeline.loras = ()
+        if strength:
+            self.pipeline.add_lora(self._lora, strength_high=strength, strength_low=-strength)
+        return self.pipeline.sample(self.plan(), self._conditioning, hooks=hooks).latent
+
+
+@pytest.mark.parametrize("application", ["beside", "merged"])
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda each: f"{each.policy} {each.streamed_blocks}")
+def test_every_placement_gives_the_same_latent(folder, conditioning, placement, application):
+    resident = Session(folder, conditioning, Placement(policy="resident"), application)
+    placed = Session(folder, conditioning, placement, application)
+    latents = []
+    for strength in (0.0, 1.0, 0.5, 0.0):
+        latents.append(placed.run(strength))
+        assert torch.equal(latents[-1], resident.run(strength)), strength
+    assert not torch.equal(latents[0], latents[1]) and not torch.equal(latents[1], latents[2])
+    assert torch.equal(latents[0], latents[3]), "a LoRA that is gone has left nothing"
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda each: f"{each.policy} {each.streamed_blocks}")
+def test_stopped_runs_leave_the_next_one_as_it_was(folder, conditioning, placement):
+    session = Session(folder, conditioning, placement, "beside")
+    expected = session.run(1.0)
+    for stop_after in (3, 13, 14, 15, 27):
+        with pytest.raises(Interrupted):
+            session.run(1.0, Recorder(stop_after=stop_after))
+        assert torch.equal(session.run(1.0), expected), stop_after
+
+
+def test_a_run_of_one_expert_reads_the_other_not_at_all(folder, conditioning):
+    session = Session(folder, conditioning, Placement(policy="experts"), "beside")
+    plan = session.plan()
+    high_only = replace(plan.experts, split=(Expert.HIGH,) * len(plan.experts.split))
+    hooks = Recorder()
+    session.pipeline.sample(replace(plan, experts=high_only), conditioning, hooks=hooks)
+    assert set(hooks.loaded) == {str(Expert.HIGH)}

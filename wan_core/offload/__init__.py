@@ -1,0 +1,1 @@
+"""Where weights are while a run needs them, and how they get there without the device having to wait."""
