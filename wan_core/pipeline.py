@@ -23,7 +23,7 @@ from .estimate import Knowledge, RunEstimate, decode_parts, learn, sampling_part
 from .hardware import Hardware
 from .hooks import RunHooks, Silent
 from .measure import measured_phase
-from .offload.weights import Place, Weights
+from .offload.weights import Place
 from .plan import ExecutionPlan
 from .profiles import OptimizationProfile, preset
 from .recipes import SampleRequest, VideoSize
@@ -38,7 +38,6 @@ from .specs import DEFAULT_NEGATIVE_PROMPT
 from .workload import Workload
 
 # Left free on the host when weights are moved there because the device is full.
-_HOST_HEADROOM_BYTES = 2 << 30
 
 
 class WanPipeline:
@@ -199,8 +198,7 @@ class WanPipeline:
             held = [each.weights for each in (self._text, self._vae) if each]
             held += self._experts.weights.values() if self._experts else []
             for weights in held:
-                if weights.place is Place.DEVICE:
-                    _evict(weights, self._hardware().host_free_memory)
+                weights.to_host()
         give_back(device)
 
     def _move_experts_away(self) -> None:
@@ -219,14 +217,6 @@ class WanPipeline:
 
 def _place(component: TextEncoder | Vae | None) -> Place:
     return component.weights.place if component else Place.FILE
-
-
-def _evict(weights: Weights, host_free_memory: int) -> None:
-    """Off the device: to the host where it has room, else back to the file."""
-    if weights.nbytes + _HOST_HEADROOM_BYTES < host_free_memory:
-        weights.to_host()
-    else:
-        weights.drop()
 
 
 def open_pipeline(folder: str | Path, profile: str = "auto", *, device: str | None = None) -> WanPipeline:
