@@ -1,11 +1,10 @@
-"""FlashAttention 4 on one problem in other tiles, layouts and parts of the keys: TFLOP/s and error of each.
+"""FlashAttention 4 on one problem in other tiles and layouts: TFLOP/s and error of each.
 
     python -m benchmarks.bench_flash_attention_4 [--tokens 75600 --stretch 0.5 --json FILE]
 
-All SMs work on one head at a time, so its keys and values (39 MB at 75,600 tokens) come out of the L2 cache where it
-holds them; in two parts of the keys they are half as many, and the parts are merged by their log-sum-exp. "Head by
-head" stores the tokens of a head one after the other. Tiles are an argument of the library's own: queries x keys, and
-"shared" keeps the probabilities in shared memory. A new tile is compiled first, some seconds each.
+Tiles are an argument of the library's own: queries x keys of one block, and "shared" keeps the probabilities in shared
+memory instead of registers. More queries in a block read keys and values fewer times from the L2 cache. "Head by head"
+stores the tokens of a head one after the other. A new tile is compiled first, some seconds each.
 """
 
 import argparse
@@ -19,46 +18,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan_core.kernels.triton_merge import merge
-
 from .turns import take_turns, warmed_up
 
 HEADS, HEAD_DIM = 40, 128
+SHARED, APART = {"mma_pv_is_rs": False}, {"intra_wg_overlap": False}
 TILES = {
     "128x128": {},
-    "128x112": {"tile_mn": (128, 112)},
     "128x144": {"tile_mn": (128, 144)},
-    "128x160": {"tile_mn": (128, 160)},
-    "128x176": {"tile_mn": (128, 176)},
-    "128x128, without overlap": {"intra_wg_overlap": False},
-    "128x128, shared": {"mma_pv_is_rs": False},
     "192x80": {"tile_mn": (192, 80)},
-    "192x96": {"tile_mn": (192, 96)},
-    "192x112, shared": {"tile_mn": (192, 112), "mma_pv_is_rs": False},
-    "192x128": {"tile_mn": (192, 128)},
+    "192x112, without overlap": {"tile_mn": (192, 112), **APART},
+    "192x96, shared": {"tile_mn": (192, 96), **SHARED},
+    "192x104, shared": {"tile_mn": (192, 104), **SHARED},
+    "192x112, shared": {"tile_mn": (192, 112), **SHARED},
+    "192x120, shared": {"tile_mn": (192, 120), **SHARED},
+    "192x128, shared": {"tile_mn": (192, 128), **SHARED},
+    "192x112, shared, without overlap": {"tile_mn": (192, 112), **SHARED, **APART},
+    "192x128, shared, without overlap": {"tile_mn": (192, 128), **SHARED, **APART},
 }
+HEAD_BY_HEAD = ("128x128", "192x112, shared", "192x128, shared")
 
 Attention = Callable[[], Tensor]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, **options: object) -> tuple[Tensor, Tensor]:
-    """The answer and the log-sum-exp of what was attended."""
+def attend(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
     from flash_attn.cute.interface import _flash_attn_fwd
 
-    out, lse, *_ = _flash_attn_fwd(q, k, v, **options)
-    return out, lse
-
-
-def in_parts(q: Tensor, k: Tensor, v: Tensor, num_parts: int, **options: object) -> Tensor:
-    """Attention over the keys in two or four parts."""
-    parts = [
-        attend(q, *part, return_lse=True, **options)
-        for part in zip(k.chunk(num_parts, dim=1), v.chunk(num_parts, dim=1), strict=True)
-    ]
-    while len(parts) > 1:
-        (first, first_lse), (second, second_lse), *rest = parts
-        parts = [*rest, (merge(first, first_lse, second, second_lse), torch.logaddexp(first_lse, second_lse))]
-    return parts[0][0]
+    return _flash_attn_fwd(q, k, v, **options)[0]
 
 
 def head_by_head(x: Tensor) -> Tensor:
@@ -67,18 +52,12 @@ def head_by_head(x: Tensor) -> Tensor:
 
 
 def forms(q: Tensor, k: Tensor, v: Tensor, tiles: list[str]) -> dict[str, Attention]:
-    found: dict[str, Attention] = {name: partial(_out, q, k, v, **TILES[name]) for name in tiles}
-    found["keys in 2 parts"] = partial(in_parts, q, k, v, 2)
-    found["keys in 4 parts"] = partial(in_parts, q, k, v, 4)
-    apart = [head_by_head(x) for x in (q, k, v)]
-    found["k, v head by head"] = partial(_out, q, *apart[1:])
-    found["q, k, v head by head"] = partial(_out, *apart)
-    found["k, v head by head, keys in 2 parts"] = partial(in_parts, q, *apart[1:], 2)
+    found: dict[str, Attention] = {name: partial(attend, q, k, v, **TILES[name]) for name in tiles}
+    apart = [head_by_head(x) for x in (k, v)]
+    for name in tiles:
+        if name in HEAD_BY_HEAD:
+            found[f"{name}; k, v head by head"] = partial(attend, q, *apart, **TILES[name])
     return found
-
-
-def _out(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
-    return attend(q, k, v, **options)[0]
 
 
 def error(got: Tensor, q: Tensor, k: Tensor, v: Tensor) -> float:
@@ -101,7 +80,7 @@ def main() -> int:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, arguments.tokens, HEADS, HEAD_DIM, device="cuda").bfloat16() for _ in range(3))
     alive = warmed_up(
-        forms(q, k, v, arguments.tiles), lambda name, reason: print(f"{name:<36}{reason[:160]}", flush=True)
+        forms(q, k, v, arguments.tiles), lambda name, reason: print(f"{name:<46}{reason[:160]}", flush=True)
     )
     errors = {name: error(work(), q, k, v) for name, work in alive.items()}
     taken = take_turns(alive, rounds=arguments.rounds, stretch=arguments.stretch)
@@ -112,7 +91,7 @@ def main() -> int:
         for name, seconds in taken.items()
     }
     for name, row in rows.items():
-        print(f"{name:<36}{row['ms']:>9.3f} ms{row['tflops']:>7.0f} TFLOP/s{row['error']:>10.2e}")
+        print(f"{name:<46}{row['ms']:>9.3f} ms{row['tflops']:>7.0f} TFLOP/s{row['error']:>10.2e}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
     return 0

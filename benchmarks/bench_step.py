@@ -33,7 +33,6 @@ from wan_core.specs import T2V_A14B_TRANSFORMER, TransformerSpec
 
 from . import precision
 from .bench_attention import SIZES
-from .bench_flash_attention_4 import in_parts
 from .turns import take_turns, warmed_up
 
 LAYERS = T2V_A14B_TRANSFORMER.num_layers
@@ -54,31 +53,30 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "eager": Variant(),
     "compiled": Variant(compile="default"),
-    "compiled, cross cudnn": Variant(compile="default", cross="cudnn"),
-    "compiled, cross sdpa": Variant(compile="default", cross="sdpa"),
     "max-autotune": Variant(compile="max-autotune-no-cudagraphs"),
+    "reduce-overhead": Variant(compile="reduce-overhead"),
     "fused": Variant(kernels="triton"),
+    "fused, cross cudnn": Variant(kernels="triton", cross="cudnn"),
     "fused, cross sdpa": Variant(kernels="triton", cross="sdpa"),
-    "fused, GELU in product": Variant(kernels="triton-gelu"),
-    "fused, keys in parts": Variant(kernels="triton-gelu", attention="flash-attn-4-parts"),
-    "fused, bfloat16 residual": Variant(kernels="triton-gelu", residual="bfloat16"),
-    "fused, batched": Variant(kernels="triton-gelu", guidance="batched"),
-    "fused, two-stream": Variant(kernels="triton-gelu", guidance="two-stream"),
+    "fused, wide": Variant(kernels="triton", attention="flash-attn-4-wide"),
+    "fused, wide, cross sdpa": Variant(kernels="triton", attention="flash-attn-4-wide", cross="sdpa"),
+    "fused, bfloat16 residual": Variant(kernels="triton", residual="bfloat16"),
+    "fused, batched": Variant(kernels="triton", guidance="batched"),
+    "fused, two-stream": Variant(kernels="triton", guidance="two-stream"),
+    "compiled, wide": Variant(compile="default", attention="flash-attn-4-wide"),
 }
-DEFAULT = ["compiled", "fused", "fused, GELU in product", "fused, cross sdpa"]
+DEFAULT = ["compiled", "fused", "fused, wide", "fused, wide, cross sdpa"]
 
 
 def block_kernels(name: str) -> BlockKernels:
     if name == "torch":
         return TORCH
-    from wan_core.kernels import triton_block
+    from wan_core.kernels.triton_block import TRITON
 
-    return {"triton": triton_block.TRITON, "triton-gelu": triton_block.TRITON_GELU}[name]
+    return TRITON
 
 
 def backend(name: str) -> Attend:
-    if name == "flash-attn-4-parts":
-        return partial(in_parts, num_parts=2)
     return next(each for each in BACKENDS if each.name == name).load()
 
 

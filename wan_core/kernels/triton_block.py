@@ -4,8 +4,6 @@ Launched eagerly: a block is some twenty launches in 60 to 240 milliseconds, so 
 and no graph to be compiled for every new size.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -18,13 +16,14 @@ from .triton_rms_norm import rms_norm
 def expand_in_epilogue(linear: nn.Module, x: Tensor) -> Tensor:
     """GELU (tanh) of a linear layer in the epilogue of cuBLASLt's product, before it is rounded: one rounding less.
 
-    A layer that is more than weight and bias, or that something stands beside, is called as it is.
+    A layer that does not say of itself that it is plain, or that something stands beside, is called as it is.
     """
-    if not isinstance(linear, nn.Linear) or linear._forward_hooks or linear.bias is None:
+    if linear._forward_hooks or not vars(type(linear)).get("is_plain"):
         return block.expand(linear, x)
     rows = x.flatten(0, -2).to(linear.weight.dtype)
     return torch._addmm_activation(linear.bias, rows, linear.weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
 
 
-TRITON = BlockKernels(name="triton", norm=norm, add=add, add_norm=add_norm, rms_norm=rms_norm, expand=block.expand)
-TRITON_GELU = replace(TRITON, name="triton, GELU in the product", expand=expand_in_epilogue)
+TRITON = BlockKernels(
+    name="triton", norm=norm, add=add, add_norm=add_norm, rms_norm=rms_norm, expand=expand_in_epilogue
+)

@@ -28,7 +28,13 @@ MAX_PERIOD = 10000.0
 
 
 class Linear(nn.Linear):
-    """A linear layer that takes any float dtype and computes, and answers, in the dtype of its weight."""
+    """A linear layer that takes any float dtype and computes, and answers, in the dtype of its weight.
+
+    is_plain: weight and bias are all there is, so what follows may be computed in the product's epilogue. A subclass
+    does not inherit that (`kernels.triton_block.expand_in_epilogue`).
+    """
+
+    is_plain = True
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)

@@ -65,7 +65,10 @@ def test_a_missing_library_is_named_where_installing_it_would_help(machine, name
 
 def test_order_of_preference_with_everything_installed(machine):
     names = survivors("attention", "auto", REAL, machine("h200", libraries=ALL), BACKENDS).names
-    assert names == ("flash-attn-4", "flash-attn-3", "cudnn", "flash-attn-2", "flash", "xformers", "efficient", "sdpa")
+    assert names == (
+        "flash-attn-4-wide", "flash-attn-4", "flash-attn-3", "cudnn", "flash-attn-2", "flash", "xformers", "efficient",
+        "sdpa",
+    )  # fmt: skip
     names = survivors("attention", "auto", REAL, machine("a100", libraries=ALL), BACKENDS).names
     assert names == ("flash-attn-2", "flash", "xformers", "efficient", "sdpa")
 
@@ -73,7 +76,8 @@ def test_order_of_preference_with_everything_installed(machine):
 def test_equal_reasons_are_said_once(machine):
     choice = survivors("self attention", "auto", replace(REAL, dtype="float32"), machine("cpu"), BACKENDS)
     assert str(choice.decision) == (
-        "self attention: flash; not flash-attn-4, flash-attn-3, cudnn, flash-attn-2: needs an NVIDIA GPU"
+        "self attention: flash; "
+        "not flash-attn-4-wide, flash-attn-4, flash-attn-3, cudnn, flash-attn-2: needs an NVIDIA GPU"
     )
 
 
