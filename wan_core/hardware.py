@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 from time import perf_counter
 
-import psutil
 import torch
 
 from .errors import UnsupportedError
+from .host_ram import host_ram
 
 OPTIONAL_LIBRARIES = (
     "triton",
@@ -90,9 +90,9 @@ class Hardware:
         Raises `UnsupportedError` for a device that this machine does not have.
         """
         device = _existing_device(device)
-        host = psutil.virtual_memory()
+        host = host_ram()
         name, capability = _cpu_name(), None
-        total, free = host.total, host.available
+        total, free = host.total, host.free
         if device.startswith("cuda"):
             name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
             free, total = torch.cuda.mem_get_info(device)
@@ -105,7 +105,7 @@ class Hardware:
             total_memory=total,
             free_memory=free if free_memory is None else free_memory,
             host_memory=host.total,
-            host_free_memory=host.available,
+            host_free_memory=host.free,
             torch_version=torch.__version__,
             cuda_version=torch.version.cuda,
             cudnn_version=_cudnn_version(),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from statistics import median
 from time import perf_counter
 
 
@@ -92,8 +93,23 @@ class Report:
         timed = timed[1:] or timed
         return sorted(timed)[len(timed) // 2] if timed else None
 
+    @property
+    def switch_cost(self) -> float | None:
+        """Seconds that the two steps around the switch between the experts took beyond others of their expert.
+
+        `None` where there was no switch, or no other step on one of its sides (the first step of a run compiles).
+        """
+        experts = [step.expert for step in self.steps]
+        switch = next((index for index in range(1, len(experts)) if experts[index] != experts[index - 1]), 0)
+        before, after = self.steps[1 : max(switch - 1, 1)], self.steps[switch + 1 :]
+        if not switch or not before or not after:
+            return None
+        around = self.steps[switch - 1].seconds + self.steps[switch].seconds
+        return around - sum(median(step.seconds for step in steps) for steps in (before, after))
+
     def to_dict(self) -> dict[str, object]:
         data = asdict(self)
+        data["switch_cost"] = self.switch_cost
         for decision, entry in zip(self.decisions, data["decisions"], strict=True):
             entry["degraded"] = decision.degraded
         data["speed"] = {
@@ -116,6 +132,8 @@ class Report:
                 lines.append(
                     f"{expert} noise: {count} steps, {seconds:.3g} s/step, {flops / seconds / 1e12:.3g} TFLOP/s"
                 )
+        if (cost := self.switch_cost) is not None:
+            lines.append(f"expert switch: {cost:+.2f} s beyond normal steps")
         lines += [f"{name}: {value:.2f} s" for name, value in self.seconds.items()]
         lines += [self._memory(name, value) for name, value in self.peak_bytes.items()]
         return "\n".join(lines)

@@ -87,3 +87,20 @@ def test_text_puts_warnings_first_and_marks_what_was_degraded():
         "sample: 4.00 s",
         "peak memory, sample: 1.00 GiB",
     ]
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "cost"),
+    [
+        ([9.0, 2.0, 2.0, 2.5], [3.25, 3.0, 3.0], 0.75),
+        ([9.0, 2.0], [3.25, 3.0], None),  # the only other high step compiles
+        ([9.0, 2.0, 2.0], [3.0], None),
+        ([9.0, 2.0, 2.0], [], None),
+        ([], [], None),
+    ],
+)
+def test_the_switch_is_told_beside_normal_steps(high, low, cost):
+    rows = [("high", seconds) for seconds in high] + [("low", seconds) for seconds in low]
+    report = Report(steps=_steps(*rows))
+    assert report.switch_cost == report.to_dict()["switch_cost"] == cost
+    assert ("expert switch: +0.75 s" in report.to_text()) is (cost is not None)

@@ -8,9 +8,10 @@ Where the driver refuses, the piece stays ordinary memory: copies from it are sl
 import weakref
 from typing import Protocol
 
-import psutil
 import torch
 from torch import Tensor
+
+from ..host_ram import host_ram
 
 # Left to the rest of the system when weights wait in the host's memory.
 HEADROOM_BYTES = 4 << 30
@@ -59,7 +60,7 @@ class HostMemory:
 
 def free_bytes() -> int:
     """What weights may take of the host's memory now."""
-    return max(psutil.virtual_memory().available - HEADROOM_BYTES, 0)
+    return max(host_ram().free - HEADROOM_BYTES, 0)
 
 
 def _forget_error() -> None:

@@ -17,13 +17,16 @@ class CopyLane:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._home = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def send(self, copy: Callable[[], None]) -> Arrival:
         """Queue a copy behind everything that is queued for computing by now, and behind all copies before it."""
         if self._stream is None:
             copy()
             return None
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        # Two passes of guidance may run on two streams, block by block; what one has used, the other may be using.
+        for computing in {self._home, torch.cuda.current_stream(self._device)}:
+            self._stream.wait_stream(computing)
         with torch.cuda.stream(self._stream):
             copy()
             return self._stream.record_event()
