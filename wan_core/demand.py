@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from .activations import DTYPE_BYTES, ForwardShape, forward_bytes
 from .attention.interface import AttentionProblem, KernelChoice
 from .choices import choose_attention, choose_block_kernels, choose_compile, choose_dtype, choose_guidance
-from .footprint import WORKSPACE_BYTES, expert_sizes, latents_bytes, text_context_bytes
+from .footprint import ROUNDING_BYTES, WORKSPACE_BYTES, expert_sizes, latents_bytes, text_context_bytes
 from .hardware import Hardware
 from .lora_plan import LoraPlan, plan_loras
 from .memory_plan import Sampling
@@ -79,7 +79,7 @@ class ExpertsDemand:
             activations=forwards_at_once * forward_bytes(self.spec, shape),
             text=text_context_bytes(self.spec, contexts * batch, self.dtype),
             latents=latents_bytes(self.spec, self.workload.latent_size, batch),
-            workspaces=forwards_at_once * WORKSPACE_BYTES if self.hardware.is_cuda else 0,
+            workspaces=forwards_at_once * WORKSPACE_BYTES + ROUNDING_BYTES if self.hardware.is_cuda else 0,
         )
 
     def placeable(self) -> Demand:

@@ -5,6 +5,7 @@ the card is more: the allocator reserves pieces that it cannot fill, and the dri
 `SLACK_BYTES` for that, on top of what it predicts.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +16,10 @@ from .specs import TextEncoderSpec, TransformerSpec, VaeSpec
 
 # The allocator's unfilled pieces, and kernels that the driver loads when they are first launched.
 SLACK_BYTES = 1 << 30
-# cuBLAS and cuBLASLt take 32 MiB each from PyTorch's allocator on Hopper, less before it; the rest is for the rounding
-# of activations, for keys and values of the text while they are made, and for what is small.
-WORKSPACE_BYTES = 256 << 20
+# cuBLAS and cuBLASLt take 32 MiB each from PyTorch's allocator on Hopper, less before it.
+WORKSPACE_BYTES = 64 << 20
+# Sampling beside that: the rounding of some twenty activations, keys and values of the text while they are made.
+ROUNDING_BYTES = 192 << 20
 # Latents that live while a forward runs: the one it was given, the solver's history of three, the same of the step
 # before in case this one has to be redone, the first of two velocities, the noise, and what watchers hold.
 _NUM_LATENTS = 16
@@ -74,6 +76,13 @@ def text_forward_bytes(spec: TextEncoderSpec, dtype: str) -> int:
     return hidden + bias + 6 * length * spec.dim * 4
 
 
+def frames_bytes(spec: VaeSpec, latent_size: tuple[int, int, int]) -> int:
+    """A chunk of frames on its way to the host: in float32, rounded, as bytes, and the chunk before it as bytes."""
+    in_time, *in_space = spec.stride
+    _, height, width = latent_size
+    return 3 * in_time * height * width * math.prod(in_space) * (4 + 4 + 1 + 1)
+
+
 def latents_bytes(spec: TransformerSpec, latent_size: tuple[int, int, int], batch: int) -> int:
     """Latents of a run, float32 on the device."""
     t, h, w = latent_size
@@ -95,9 +104,7 @@ def allocated(nbytes: int) -> int:
 def _units(shapes: Shapes, itemsize_of: Callable[[str], int], num_blocks: int) -> UnitSizes:
     blocks = rest = 0
     for name, shape in shapes.items():
-        nbytes = itemsize_of(name)
-        for length in shape:
-            nbytes *= length
+        nbytes = itemsize_of(name) * math.prod(shape)
         if num_blocks and name.startswith("blocks."):
             blocks += _round_up(nbytes, _ALIGNMENT)
         else:

@@ -32,7 +32,7 @@ from .recovery.journal import Journal
 from .recovery.ladder import Ladder, decode_down_the_ladder, give_back, sample_down_the_ladder, smaller_tiles
 from .recovery.state import Facts
 from .report import Report
-from .run_plan import ModelSpecs, RunPlan, resolve_run
+from .run_plan import Loaded, ModelSpecs, RunPlan, resolve_run
 from .sample import Conditioning, SampleResult, sample
 from .specs import DEFAULT_NEGATIVE_PROMPT
 from .workload import Workload
@@ -87,7 +87,8 @@ class WanPipeline:
         hardware = self._hardware()
         workload = Workload(request=request, latent_size=size.latent_size, batch=batch, loras=self.pair.loras)
         specs = ModelSpecs(transformer=self.pair.spec, text_encoder=self._text_source.spec, vae=self._vae_source.spec)
-        return resolve_run(self.profile, hardware, specs, workload, verdict_store.read(hardware))
+        known = verdict_store.read(hardware)
+        return resolve_run(self.profile, hardware, specs, workload, known, loaded=self._loaded())
 
     def estimate(self, plan: RunPlan) -> RunEstimate:
         """How long a run of this plan takes from now on: what is loaded already costs nothing."""
@@ -116,6 +117,8 @@ class WanPipeline:
         report.predicted_bytes |= plan.predicted_bytes
         with measured_phase(report, "text", plan.text.device):
             text = self._text = self._text or build_text_encoder(plan.text, self._text_source)
+            if plan.text_needs_room:
+                self._move_experts_away()
             positive, opposite = text.encode([prompt, negative.strip() or DEFAULT_NEGATIVE_PROMPT], hooks).split(1)
             if not plan.keeps_text:
                 text.weights.drop()
@@ -200,6 +203,12 @@ class WanPipeline:
             for weights in held:
                 weights.to_host()
         give_back(device)
+
+    def _loaded(self) -> frozenset[Loaded]:
+        """What is on the device from a run before."""
+        experts = any(weights.bytes_on_device for weights in self._experts.weights.values()) if self._experts else False
+        held = {"experts": experts, "VAE": bool(self._vae and self._vae.weights.bytes_on_device)}
+        return frozenset(name for name, is_loaded in held.items() if is_loaded)
 
     def _move_experts_away(self) -> None:
         for weights in self._experts.weights.values() if self._experts else ():

@@ -6,10 +6,12 @@ the host leave, which costs them one transfer; experts that have none stay, and 
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from .attention.verdicts import NOTHING_MEASURED, Calibration
+from .choices import choose_dtype
 from .component_plan import ComponentPlan, resolve_decode, resolve_text
-from .footprint import SLACK_BYTES
+from .footprint import SLACK_BYTES, vae_bytes
 from .hardware import Hardware
 from .memory_plan import Part, Phase
 from .placing import within_budget
@@ -17,6 +19,8 @@ from .plan import ExecutionPlan, resolve
 from .profiles import OptimizationProfile
 from .specs import TextEncoderSpec, TransformerSpec, VaeSpec
 from .workload import Workload
+
+Loaded = Literal["experts", "VAE"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +37,8 @@ class RunPlan:
     """The plans of all phases of one run.
 
     keeps_text: the text encoder stays on the device while the experts sample. keeps_experts: they stay there while the
-    VAE decodes. phases: what the device holds in each, all components together.
+    VAE decodes. loaded: what is on the device from a run before. phases: what the device holds in each, all components
+    together.
     """
 
     text: ComponentPlan
@@ -41,14 +46,28 @@ class RunPlan:
     decode: ComponentPlan
     keeps_text: bool
     keeps_experts: bool
+    free_memory: int
+    loaded: frozenset[Loaded] = frozenset()
+
+    @property
+    def text_needs_room(self) -> bool:
+        """Whether experts of a run before must leave the device for the text encoder."""
+        needed = self.text.peak_bytes + self.experts.weight_bytes + self._vae_before.nbytes
+        return "experts" in self.loaded and self.text.weight_bytes > 0 and needed > self.free_memory
+
+    @property
+    def _vae_before(self) -> Part:
+        return Part(what="VAE", nbytes=self.decode.weight_bytes if "VAE" in self.loaded else 0)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """A first run: the VAE comes last, so nothing else has it beside it."""
+        """All phases in their order; the VAE comes last, so only one of a run before is beside the others."""
         text = Part(what="text encoder", nbytes=self.text.weight_bytes if self.keeps_text else 0)
+        stay = "experts" in self.loaded and not self.text_needs_room
+        before = Part(what="experts", nbytes=self.experts.weight_bytes if stay else 0)
         experts = Part(what="experts", nbytes=self.experts.weight_bytes if self.keeps_experts else 0)
-        sampling = tuple(phase.beside(text) for phase in self.experts.phases)
-        return self.text.phase, *sampling, self.decode.phase.beside(experts, text)
+        sampling = tuple(phase.beside(text, self._vae_before) for phase in self.experts.phases)
+        return self.text.phase.beside(before, self._vae_before), *sampling, self.decode.phase.beside(experts, text)
 
     @property
     def predicted_bytes(self) -> dict[str, int]:
@@ -74,16 +93,32 @@ def resolve_run(
     specs: ModelSpecs,
     workload: Workload,
     calibration: Calibration = NOTHING_MEASURED,
+    *,
+    loaded: frozenset[Loaded] = frozenset(),
 ) -> RunPlan:
-    """Decide how a whole run goes; raises what `plan.resolve` raises."""
+    """Decide how a whole run goes; raises what `plan.resolve` raises.
+
+    `hardware.free_memory` counts as free what is loaded, since it is there to be reused.
+    """
     hardware = within_budget(profile.offload, hardware)
-    experts = resolve(profile, hardware, specs.transformer, workload, calibration)
     text = resolve_text(profile, hardware, specs.text_encoder)
-    needed = experts.peak_bytes + text.weight_bytes + SLACK_BYTES
-    keeps_text = needed <= hardware.free_memory
+    # Where several videos are made, the VAE of the one before is there while the next is sampled; counted from the
+    # start, so that the placement stays the same.
+    vae, _ = choose_dtype("VAE precision", profile.vae.precision, hardware)
+    free = max(hardware.free_memory - vae_bytes(specs.vae, vae), 0) if hardware.is_cuda else hardware.free_memory
+    experts = resolve(profile, replace(hardware, free_memory=free), specs.transformer, workload, calibration)
+    keeps_text = experts.peak_bytes + text.weight_bytes + SLACK_BYTES <= free
     beside = text.weight_bytes if keeps_text else 0
     decode, keeps_experts = _decode(profile, hardware, specs.vae, experts, beside)
-    return RunPlan(text=text, experts=experts, decode=decode, keeps_text=keeps_text, keeps_experts=keeps_experts)
+    return RunPlan(
+        text=text,
+        experts=experts,
+        decode=decode,
+        keeps_text=keeps_text,
+        keeps_experts=keeps_experts,
+        free_memory=hardware.free_memory,
+        loaded=loaded,
+    )
 
 
 def _decode(
