@@ -82,12 +82,13 @@ class ExpertsDemand:
             workspaces=forwards_at_once * WORKSPACE_BYTES + ROUNDING_BYTES if self.hardware.is_cuda else 0,
         )
 
-    def placeable(self) -> Demand:
-        """As the ladder of placements wants it."""
+    def placeable(self, aside: int) -> Demand:
+        """As the ladder of placements wants it; so many bytes must stay free beside it."""
         rate = self.hardware.rate(self.dtype)
         return Demand(
             sampling=self.sampling,
             splits=tuple(self._splits()),
+            aside=aside,
             passes=2 if self.workload.is_guided else 1,
             seconds=None if rate is None else forward_seconds(self.spec, self.workload.latent_size, 1, rate),
         )

@@ -35,12 +35,17 @@ class Demand:
     """What is to be placed. sampling: what a split takes; splits: those allowed, the preferred one first.
 
     passes: forwards of a step, for one video. seconds: of computing in one of them, `None` where it is not known.
+    aside: bytes that must stay free beside it.
     """
 
     sampling: Callable[[Split], Sampling]
     splits: tuple[Split, ...]
     passes: int
     seconds: float | None
+    aside: int = 0
+
+    def needed(self, placement: Placement, split: Split) -> int:
+        return self.sampling(split).needed(placement) + self.aside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +69,7 @@ def place(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Placed:
     """The best placement that fits into the free memory; raises `OutOfMemoryError` where nothing does."""
     short: dict[str, int] = {}
     for placement, split in _rungs(asked, demand, hardware):
-        sampling = demand.sampling(split)
-        needed = sampling.needed(placement)
+        needed = demand.needed(placement, split)
         if needed <= hardware.free_memory:
             reasons = (f"{gib(needed)} of {_free(asked, hardware)}", *_costs(placement, split, demand, hardware))
             decision = Decision(
@@ -75,7 +79,7 @@ def place(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Placed:
                 reason="; ".join(reasons),
                 rejected=tuple(Rejection(name=name, reason=f"{gib(missing)} short") for name, missing in short.items()),
             )
-            return Placed(placement=placement, split=split, sampling=sampling, decision=decision)
+            return Placed(placement=placement, split=split, sampling=demand.sampling(split), decision=decision)
         missing = needed - hardware.free_memory
         short[placement.policy] = min(short.get(placement.policy, missing), missing)
     policy, missing = min(short.items(), key=lambda item: item[1])
@@ -110,7 +114,7 @@ def _streamed(num_blocks: int | None, demand: Demand, free: int) -> Iterator[tup
             raise InputError(f"offload.streamed_blocks is {num_blocks}, expected auto or at most {limit}, all blocks")
         yield from ((Placement(policy="stream", streamed_blocks=num_blocks), split) for split in demand.splits)
         return
-    ways = [(*_fewest(demand.sampling(split), free), index) for index, split in enumerate(demand.splits)]
+    ways = [(*_fewest(demand.sampling(split), free - demand.aside), index) for index, split in enumerate(demand.splits)]
     _, blocks, index = min(ways)
     yield Placement(policy="stream", streamed_blocks=blocks), demand.splits[index]
 

@@ -154,30 +154,33 @@ def resolve(
     spec: TransformerSpec,
     workload: Workload,
     calibration: Calibration = NOTHING_MEASURED,
+    *,
+    aside: int = 0,
 ) -> ExecutionPlan:
     """Decide how the experts run. `hardware.free_memory` counts what our own weights would give back as free.
 
-    calibration: what is known of the speed of attention kernels on this machine.
+    calibration: what is known of the speed of attention kernels on this machine. aside: bytes of device memory that
+    must stay free for others.
 
     Raises `InputError` for a request that makes no sense, `UnsupportedError` where a strict profile cannot be kept and
     `OutOfMemoryError` where nothing fits, each in one sentence.
     """
     hardware = within_budget(profile.offload, hardware)
     try:
-        plan = _resolve(profile, hardware, spec, workload)
+        plan = _resolve(profile, hardware, spec, workload, aside)
     except OutOfMemoryError as error:
-        raise OutOfMemoryError(f"{error}; {_what_would_fit(profile, hardware, spec, workload)}") from None
+        raise OutOfMemoryError(f"{error}; {_what_would_fit(profile, hardware, spec, workload, aside)}") from None
     return plan.with_calibration(calibration)
 
 
 def _resolve(
-    profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload
+    profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload, aside: int
 ) -> ExecutionPlan:
     schedule = for_request(workload.request)
     experts = split(schedule, workload.request.recipe.boundary)
     demand = choose(profile, hardware, spec, workload)
     tf32, tf32_decision = choose_tf32(profile.precision.tf32, hardware)
-    placed = place(profile.offload, demand.placeable(), hardware)
+    placed = place(profile.offload, demand.placeable(aside), hardware)
     attention, cross = demand.kernels(placed.split)
     compiling = compile_with(placed.placement, demand.compile_decision)
     return ExecutionPlan(
@@ -224,12 +227,14 @@ def _warnings(workload: Workload) -> tuple[str, ...]:
     return (*notes, *disagreements(recipe), *lora_disagreements(recipe, loras))
 
 
-def _what_would_fit(profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload) -> str:
+def _what_would_fit(
+    profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload, aside: int
+) -> str:
     """The nearest thing to what was asked that fits: another profile, fewer frames, a smaller size."""
 
     def fits(profile: OptimizationProfile, workload: Workload) -> bool:
         try:
-            _resolve(profile, hardware, spec, workload)
+            _resolve(profile, hardware, spec, workload, aside)
         except OutOfMemoryError:
             return False
         return True

@@ -104,10 +104,10 @@ def resolve_run(
     text = resolve_text(profile, hardware, specs.text_encoder)
     # Where several videos are made, the VAE of the one before is there while the next is sampled; counted from the
     # start, so that the placement stays the same.
-    vae, _ = choose_dtype("VAE precision", profile.vae.precision, hardware)
-    free = max(hardware.free_memory - vae_bytes(specs.vae, vae), 0) if hardware.is_cuda else hardware.free_memory
-    experts = resolve(profile, replace(hardware, free_memory=free), specs.transformer, workload, calibration)
-    keeps_text = experts.peak_bytes + text.weight_bytes + SLACK_BYTES <= free
+    dtype, _ = choose_dtype("VAE precision", profile.vae.precision, hardware)
+    vae = vae_bytes(specs.vae, dtype) if hardware.is_cuda else 0
+    experts = resolve(profile, hardware, specs.transformer, workload, calibration, aside=vae)
+    keeps_text = experts.peak_bytes + text.weight_bytes + vae + SLACK_BYTES <= hardware.free_memory
     beside = text.weight_bytes if keeps_text else 0
     decode, keeps_experts = _decode(profile, hardware, specs.vae, experts, beside)
     return RunPlan(

@@ -236,7 +236,7 @@ def test_a_second_run_counts_what_the_first_one_left():
 def test_nothing_fits_is_one_sentence_with_what_is_short_and_what_would_fit():
     with pytest.raises(OutOfMemoryError) as error:
         planned("auto", card(8))
-    assert "GiB more than the 7.8 GiB free; 33 frames of this size fit" in str(error.value)
+    assert "GiB more than the 8.0 GiB free; 33 frames of this size fit" in str(error.value)
     with pytest.raises(OutOfMemoryError, match="that the profile allows"):
         planned(preset("16gb").with_settings({"offload.policy": "resident"}))
 
