@@ -28,6 +28,13 @@ _ARGUMENTS = {
 _TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
+def candidates(transformer: wan.WanModel) -> Iterator[nn.Module]:
+    """Every block and its self attention; what somebody has put in place of a block (a compiled one) is none."""
+    for block in (*transformer.blocks, *getattr(transformer, "vace_blocks", ())):
+        if isinstance(block, wan.WanAttentionBlock):
+            yield from (block, block.self_attn)
+
+
 def left_alone(module: nn.Module) -> Rejection | None:
     """Why a block, or a self attention, keeps its own forward; `None` where ours takes its place."""
     kind = type(module)
@@ -48,12 +55,12 @@ def left_alone(module: nn.Module) -> Rejection | None:
 
 
 @contextmanager
-def fused(transformer: nn.Module, work: BlockKernels) -> Iterator[None]:
+def fused(transformer: wan.WanModel, work: BlockKernels) -> Iterator[None]:
     """The transformer's blocks with our forward where they are as we know them, and with their own again afterwards."""
     before: list[tuple[nn.Module, Callable[..., Tensor] | None]] = []
     try:
-        for module in transformer.modules():
-            if type(module) in _ARGUMENTS and left_alone(module) is None:
+        for module in candidates(transformer):
+            if left_alone(module) is None:
                 before.append((module, vars(module).get("forward")))
                 module.forward = partial(_OURS[type(module)], module, work)
         yield
@@ -65,14 +72,14 @@ def fused(transformer: nn.Module, work: BlockKernels) -> Iterator[None]:
                 module.forward = forward
 
 
-def trial_error(transformer: nn.Module, work: BlockKernels, like: Tensor) -> float:
+def trial_error(transformer: wan.WanModel, work: BlockKernels, like: Tensor) -> float | None:
     """Relative distance between our forward and the host's own for one block on a few random tokens.
 
-    like: a tensor with the dtype and device of the run. 0 where no block is ours.
+    like: a tensor with the dtype and device of the run. `None` where no block is ours.
     """
-    block = next((each for each in transformer.blocks if left_alone(each) is None), None)
-    if block is None:
-        return 0.0
+    ours = (each for each in candidates(transformer) if type(each) is wan.WanAttentionBlock and not left_alone(each))
+    if (block := next(ours, None)) is None:
+        return None
     generator, tokens, text = torch.Generator().manual_seed(0), 8, 6
 
     def draw(*shape: int) -> Tensor:

@@ -20,7 +20,7 @@ from ..wan_core.kernels.block import BlockKernels
 from ..wan_core.native.facts import NativeModel
 from ..wan_core.native.kernels import AttentionKernels
 from ..wan_core.native.override import AttentionOverride, without_ours
-from .native_blocks import fused, is_same, left_alone, trial_error
+from .native_blocks import candidates, fused, is_same, left_alone, trial_error
 
 _KEY = "wan_velocity"
 _COMPILE_KEY = "torch.compile"  # the host's own, of the wrapper with which it compiles whole models
@@ -35,12 +35,11 @@ def read(model: ModelPatcher) -> NativeModel:
             f"the model is a {type(model.model).__name__}, expected a Wan 2.1 or 2.2 model, such as Load Diffusion "
             "Model gives for a Wan file"
         )
-    blocks = list(transformer.blocks)
-    left = map(left_alone, (*blocks, *(block.self_attn for block in blocks)))
+    left = map(left_alone, candidates(transformer))
     options = model.model_options["transformer_options"]
     return NativeModel(
         name=type(model.model).__name__,
-        num_blocks=len(blocks),
+        num_blocks=len(transformer.blocks),
         num_heads=transformer.num_heads,
         head_dim=transformer.dim // transformer.num_heads,
         dtype=str(model.model.manual_cast_dtype or model.model.get_dtype()).removeprefix("torch."),
@@ -84,7 +83,9 @@ class _FusedBlocks:
     def _try(self, transformer: nn.Module, latent: Tensor) -> bool:
         if transformer not in self._is_ours:
             error = trial_error(transformer, self._work, latent)
-            self._is_ours[transformer] = is_same(error, latent.dtype)
-            if not self._is_ours[transformer]:
+            self._is_ours[transformer] = error is not None and is_same(error, latent.dtype)
+            if error is None:
+                self._say("! block work: off (another node has put something else in place of every block)")
+            elif not self._is_ours[transformer]:
                 self._say(f"! block work: off (on a trial this ComfyUI's own differs from ours by {error:.1e})")
         return self._is_ours[transformer]

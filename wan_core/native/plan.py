@@ -61,7 +61,7 @@ def _warnings(profile: OptimizationProfile, model: NativeModel) -> tuple[str, ..
     if model.has_override:
         found.append("another node's attention comes first; our kernels compute what it passes on")
     if model.compiled_whole:
-        found.append("another node compiles the whole model, in place of our block work; try without that node")
+        found.append("another node compiles the model, in place of our block work; try without that node")
     if ignored := [name for name in setting_names() if name not in _SETTINGS and _differs(profile, name)]:
         found.append(f"without effect on a native model, which ComfyUI loads and runs: {', '.join(ignored)}")
     return tuple(found)

@@ -25,7 +25,7 @@ def choose_work(profile: OptimizationProfile, hardware: Hardware, model: NativeM
     topic, on_a_cpu = f"block work of {model.name}", not hardware.is_cuda and asked != "off"
     _, decision = choose_block_kernels(asked, "off", model.dtype, hardware, profile)
     if model.compiled_whole:
-        return Decision(topic=topic, asked=asked, chosen="off", reason="another node compiles the whole model")
+        return Decision(topic=topic, asked=asked, chosen="off", reason="another node compiles the model")
     if len(model.left) >= 2 * model.num_blocks:
         return Decision(
             topic=topic, asked=asked, chosen="off", reason="no block is as we know it", rejected=model.left[:1]

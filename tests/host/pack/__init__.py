@@ -126,14 +126,17 @@ class Meddle(io.ComfyNode):
         return io.Schema(
             node_id="HostTestMeddle",
             category="host test",
-            inputs=[io.Model.Input("model"), io.Combo.Input("how", options=["override", "patches", "replaced"])],
+            inputs=[
+                io.Model.Input("model"),
+                io.Combo.Input("how", options=["override", "patches", "replaced", "compiled"]),
+            ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(cls, model: object, how: str) -> io.NodeOutput:
         clone = model.clone()
-        {"override": _override, "patches": _patches, "replaced": _replace}[how](clone)
+        _MEDDLERS[how](clone)
         return io.NodeOutput(clone)
 
 
@@ -167,6 +170,17 @@ def _replace(model: object) -> None:
     model.add_object_patch(
         "diffusion_model.blocks.1.self_attn.forward", lambda *args, **kwargs: 2 * own(attention, *args, **kwargs)
     )
+
+
+def _compile(model: object) -> None:
+    """Every block compiled by itself, as some packs do; traced, but not turned into other code."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    number = len(model.get_model_object("diffusion_model").blocks)
+    set_torch_compile_wrapper(model, backend="eager", keys=[f"diffusion_model.blocks.{i}" for i in range(number)])
+
+
+_MEDDLERS = {"override": _override, "patches": _patches, "replaced": _replace, "compiled": _compile}
 
 
 class HostTestExtension(ComfyExtension):

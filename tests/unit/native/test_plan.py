@@ -46,8 +46,8 @@ def test_on_a_cpu_in_plain_functions(machine) -> None:
 
 def test_a_model_that_another_node_compiles_keeps_its_blocks(machine) -> None:
     plan = planned(machine, model=replace(WAN, compiled_whole=True))
-    assert str(plan.work) == "block work of WAN21: off (another node compiles the whole model)"
-    assert plan.to_text().startswith("! another node compiles the whole model")
+    assert str(plan.work) == "block work of WAN21: off (another node compiles the model)"
+    assert plan.to_text().startswith("! another node compiles the model")
 
 
 def test_what_is_left_out_is_named_with_its_reason(machine) -> None:
