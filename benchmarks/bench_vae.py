@@ -41,11 +41,13 @@ TIMED_CHUNKS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way to decode. `layout` is that of the windows, `at_once` the frames that the widest layers take together."""
+    """One way to decode. `layout` is that of the windows; frames that the widest layers take together over windows, and
+    those that the level before takes where the widest run over planes."""
 
     kernels: VaeKernels
     layout: torch.memory_format = torch.channels_last_3d
     at_once: int = 2
+    before: int = 4
     searched: bool = False
 
 
@@ -56,22 +58,18 @@ def ways() -> dict[str, Way]:
         "channels last": Way(kernels=plain.TORCH),
     }
     try:
-        from wan_core.kernels import triton_vae
+        from wan_core.kernels.triton_vae import TRITON
     except (ImportError, OSError) as error:
         print(f"no Triton: {type(error).__name__}: {error}")
         return found
-    doubling = replace(triton_vae.TRITON, enlarge=plain.enlarge)
-    fast = replace(triton_vae.TRITON, attend=plain.attend_in_parts)
+    windows, parts = replace(TRITON, stacks=plain.never), replace(TRITON, attend=plain.attend_in_parts)
     return found | {
-        "Triton, doubled pixels": Way(kernels=doubling),
-        "Triton": Way(kernels=triton_vae.TRITON),
-        "Triton, 4 frames": Way(kernels=triton_vae.TRITON, at_once=4),
-        "Triton, 4 frames, attention in parts": Way(kernels=fast, at_once=4),
-        "Triton, 4 frames, parts, searched": Way(kernels=fast, at_once=4, searched=True),
-        "Triton, 2 frames, parts, searched": Way(kernels=fast, searched=True),
-        "channels first, 4 frames, searched": Way(
-            kernels=plain.TORCH, layout=torch.contiguous_format, at_once=4, searched=True
-        ),
+        "Triton, windows of 2": Way(kernels=windows),
+        "Triton, windows of 4": Way(kernels=windows, at_once=4),
+        "Triton, planes after 2": Way(kernels=TRITON, before=2),
+        "Triton, planes after 4": Way(kernels=TRITON),
+        "the same, attention in parts": Way(kernels=parts),
+        "the same, searched": Way(kernels=TRITON, searched=True),
     }
 
 
@@ -81,13 +79,13 @@ def decoding(vae: WanVae, way: Way) -> Iterator[None]:
     for module in vae.modules():
         if hasattr(module, "kernels"):
             module.kernels = way.kernels
-    before = vae_layers.LAYOUT, vae21.FRAMES_AT_ONCE
-    vae_layers.LAYOUT, vae21.FRAMES_AT_ONCE = way.layout, way.at_once
+    settings = vae_layers.LAYOUT, vae21.FRAMES_AT_ONCE, vae21.FRAMES_AT_ONCE_BEFORE
+    vae_layers.LAYOUT, vae21.FRAMES_AT_ONCE, vae21.FRAMES_AT_ONCE_BEFORE = way.layout, way.at_once, way.before
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=way.searched, allow_tf32=False):
             yield
     finally:
-        vae_layers.LAYOUT, vae21.FRAMES_AT_ONCE = before
+        vae_layers.LAYOUT, vae21.FRAMES_AT_ONCE, vae21.FRAMES_AT_ONCE_BEFORE = settings
 
 
 def make_vae(dtype: torch.dtype) -> WanVae:
@@ -164,7 +162,7 @@ _KINDS = {
 }
 
 
-_OURS = ("_activate", "_add", "_interleave")
+_OURS = ("_activate", "_push", "_add", "_interleave")
 
 
 def kind_of(kernel: str) -> str:

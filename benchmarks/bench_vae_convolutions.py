@@ -48,14 +48,12 @@ class Shape:
 
 
 SHAPES = (
+    Shape(in_channels=96, out_channels=96, frames=1, height=720, width=1280),
+    Shape(in_channels=96, out_channels=3, frames=1, height=720, width=1280),
     Shape(in_channels=96, out_channels=96, frames=4, height=720, width=1280),
+    Shape(in_channels=192, out_channels=192, frames=1, height=360, width=640),
     Shape(in_channels=192, out_channels=192, frames=4, height=360, width=640),
     Shape(in_channels=384, out_channels=384, frames=2, height=180, width=320),
-    Shape(in_channels=96, out_channels=96, frames=2, height=720, width=1280),
-    Shape(in_channels=192, out_channels=192, frames=2, height=360, width=640),
-    Shape(in_channels=192, out_channels=384, frames=2, height=180, width=320),
-    Shape(in_channels=384, out_channels=384, frames=1, height=90, width=160),
-    Shape(in_channels=96, out_channels=3, frames=4, height=720, width=1280),
 )
 
 
@@ -105,13 +103,18 @@ def ways(shape: Shape) -> dict[str, tuple[Way, Callable[[Tensor], Tensor]]]:
         "channels last": (partial(F.conv3d, last, weight_last, padding=(0, 1, 1)), same),
     }
     found["channels last, searched"] = (searched(found["channels last"][0]), same)
+    planes = stacked(window)
+    flat = torch.cat(weight.unbind(dim=2), dim=1).contiguous(memory_format=torch.channels_last)
     if shape.out_channels == 3:
         wide = F.pad(weight_last, (0, 0) * 4 + (0, 5)).contiguous(memory_format=LAST)
         found["eight outputs"] = (partial(F.conv3d, last, wide, padding=(0, 1, 1)), lambda out: out[:, :3])
-        found["eight outputs, searched"] = (searched(found["eight outputs"][0]), lambda out: out[:, :3])
+        found["stacked"] = (partial(F.conv2d, planes, flat, padding=1), in_frames)
+        for more in (5, 29, 61):
+            wide = F.pad(flat, (0, 0) * 3 + (0, more)).contiguous(memory_format=torch.channels_last)
+            way = partial(F.conv2d, planes, wide, padding=1)
+            found[f"stacked, {3 + more} outputs"] = (way, lambda out: in_frames(out[:, :3]))
+            found[f"stacked, {3 + more} outputs, searched"] = (searched(way), lambda out: in_frames(out[:, :3]))
         return found
-    planes = stacked(window)
-    flat = torch.cat(weight.unbind(dim=2), dim=1).contiguous(memory_format=torch.channels_last)
     found["stacked"] = (partial(F.conv2d, planes, flat, padding=1), in_frames)
     found["stacked, searched"] = (searched(found["stacked"][0]), in_frames)
     if shape.frames % 2 == 0:
@@ -135,9 +138,10 @@ def triton_ways(shape: Shape, window: Tensor, bordered: Tensor, weight: Tensor) 
         print(f"  no Triton: {error}")
         return {}
     matrix = shifted_conv.matrix(weight)
-    ks = (32, 96) if shape.in_channels == 96 else (32, 64)
-    settings = [{"m": m, "k": k, "warps": 8, "stages": s} for k in ks for m in (128, 256) for s in (3, 4)]
-    settings = [each for each in settings if shape.out_channels == 96 or each["m"] == 128]
+    tiles = [(128, 64, 3), (128, 64, 4)]
+    if shape.out_channels == 96:
+        tiles = [(256, 32, 2), (256, 32, 3), (128, 96, 2), (128, 96, 3), (256, 96, 2), (256, 96, 3)]
+    settings = [{"m": m, "k": k, "warps": 8, "stages": stages} for m, k, stages in tiles]
     found = {}
     for each in settings:
         label = "/".join(str(value) for value in each.values())

@@ -56,6 +56,23 @@ def test_activate(triton: VaeKernels, size: tuple[int, ...], with_bias: bool, dt
 
 @each_dtype
 @each_size
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_push(triton: VaeKernels, size: tuple[int, ...], with_bias: bool, dtype: torch.dtype) -> None:
+    """Bit for bit what `activate` gives, behind two frames that have moved up."""
+    batch, channels, _, height, width = size
+    frames, gamma = drawn(batch, channels, 5, height, width, dtype=dtype), drawn(channels, 1, 1, 1, dtype=dtype, seed=1)
+    bias = drawn(channels, dtype=dtype, seed=2) if with_bias else None
+    expected = torch.empty_like(frames)
+    triton.activate(frames, bias, gamma, expected)
+    planes = torch.zeros(batch, 3 * channels, height, width, dtype=dtype, device="cuda")
+    planes = planes.contiguous(memory_format=torch.channels_last)
+    for index in range(5):
+        triton.push(frames[:, :, index : index + 1], bias, gamma, planes)
+    assert torch.equal(planes, torch.cat([expected[:, :, index] for index in (2, 3, 4)], dim=1))
+
+
+@each_dtype
+@each_size
 def test_add(triton: VaeKernels, size: tuple[int, ...], dtype: torch.dtype) -> None:
     h, x, bias = drawn(*size, dtype=dtype), drawn(*size, dtype=dtype, seed=1), drawn(size[1], dtype=dtype, seed=2)
     exact = plain.add(h.double(), bias.double(), x.double())
@@ -71,7 +88,7 @@ def test_enlarge(triton: VaeKernels, frames: int, channels: int, height: int, wi
     bias = drawn(channels // 2, dtype=dtype, seed=2)
     exact = plain.enlarge(x.double(), weight.double(), bias.double())
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        got, usual = triton.enlarge(x, weight, bias), plain.enlarge(x, weight, bias)
+        got, usual = triton.enlarge(x, triton.prepare(weight), bias), plain.enlarge(x, weight, bias)
     assert got.shape == usual.shape
     assert error(got, exact) <= max(1.5 * error(usual, exact), 2e-6)
 

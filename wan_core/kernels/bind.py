@@ -98,11 +98,14 @@ def _try_vae(kernels: VaeKernels, device: torch.device) -> Results:
     gamma, bias, weight = gamma.to(dtype), bias.to(dtype), weight.to(dtype)
     out = torch.empty_like(x)
     kernels.activate(h.clone(), bias, gamma, out)
+    planes = draw(1, 72, 3, 5).to(dtype).contiguous(memory_format=torch.channels_last)
+    kernels.push(h[:, :, :1].clone(), bias, gamma, planes)
     frames = x[0].movedim(1, 0).contiguous(memory_format=torch.channels_last)
     return {
         "activate": out,
+        "push": planes,
         "add": kernels.add(h, bias, x),
-        "enlarge": kernels.enlarge(frames, weight, bias[:12].contiguous()),
+        "enlarge": kernels.enlarge(frames, kernels.prepare(weight), bias[:12].contiguous()),
         "attend": kernels.attend(q, k, v),
     }
 

@@ -7,6 +7,7 @@ are then one contiguous row, and pixels of consecutive frames follow one another
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -35,6 +36,32 @@ def _activate(
     y = x * (root / length) * gamma
     y = y * tl.sigmoid(y)
     tl.store(out_pointer + batch * out_batch + row * C + column, y.to(out_pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _push(
+    x_pointer, bias_pointer, gamma_pointer, planes_pointer, num_rows, root,
+    C: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One pixel is a row of three frames: the second and the third move up, the new one comes last."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
+    inside = (row < num_rows) & (column < C)
+    first = planes_pointer + row * (3 * C) + column
+    second = tl.load(first + C, mask=inside, other=0.0)
+    third = tl.load(first + 2 * C, mask=inside, other=0.0)
+    x = tl.load(x_pointer + row * C + column, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        x += tl.load(bias_pointer + column, mask=column < C, other=0.0).to(tl.float32)
+    gamma = tl.load(gamma_pointer + column, mask=column < C, other=0.0).to(tl.float32)
+    length = tl.maximum(tl.sqrt(tl.sum(x * x, axis=1, keep_dims=True)), 1e-12)
+    y = x * (root / length) * gamma
+    y = y * tl.sigmoid(y)
+    # All of a row is read before any of it is written.
+    tl.debug_barrier()
+    tl.store(first, second, mask=inside)
+    tl.store(first + C, third, mask=inside)
+    tl.store(first + 2 * C, y.to(planes_pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -82,6 +109,21 @@ def activate(x: Tensor, bias: Tensor | None, gamma: Tensor, out: Tensor) -> None
         )  # fmt: skip
 
 
+def push(x: Tensor, bias: Tensor | None, gamma: Tensor, planes: Tensor) -> None:
+    """silu(norm(x + bias) * gamma) of one frame x (B, C, 1, H, W) as the last of three in `planes` (B, 3 C, H, W)."""
+    x = _channels_last(x)
+    num_batches, num_channels, num_frames, height, width = x.shape
+    assert num_frames == 1 and planes.is_contiguous(memory_format=torch.channels_last), f"{x.shape} to {planes.shape}"
+    columns = triton.next_power_of_2(num_channels)
+    rows = max(_BLOCK // columns, 1)
+    num_rows = num_batches * height * width
+    with torch.cuda.device_of(x):
+        _push[(triton.cdiv(num_rows, rows),)](
+            x, gamma if bias is None else bias, gamma, planes, num_rows, num_channels**0.5,
+            C=num_channels, HAS_BIAS=bias is not None, ROWS=rows, COLUMNS=columns, num_warps=_NUM_WARPS,
+        )  # fmt: skip
+
+
 def add(h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     """h + bias + x in the memory of h."""
     h, x = _channels_last(h), _channels_last(x)
@@ -109,9 +151,9 @@ def interleave(corners: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-def enlarge_merged(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def enlarge_merged(frames: Tensor, merged: Tensor, bias: Tensor) -> Tensor:
     """`vae.enlarge_merged` with the interleaving as one pass."""
-    return interleave(vae.phases(frames, weight), bias)
+    return interleave(F.conv2d(frames, merged, padding=1), bias)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -119,4 +161,7 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-TRITON = replace(vae.TORCH, name="triton", activate=activate, add=add, enlarge=enlarge_merged)
+TRITON = replace(
+    vae.TORCH, name="triton", activate=activate, push=push, stacks=vae.beside_tiles, add=add,
+    prepare=vae.merged_weight, enlarge=enlarge_merged,
+)  # fmt: skip

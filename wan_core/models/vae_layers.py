@@ -7,10 +7,14 @@ abandoned between chunks and two runs may interleave.
 Layouts: x is (B, C, T, H, W). A window is x with the frames before it in front, (B, C, past + T, H, W), allocated in
 one place (`FeatureCache.window`); norm and SiLU write straight into it, so that nothing is concatenated. Memory is
 channels last throughout: that is how tensor cores read convolutions, a norm then runs along a row, and the frames of a
-video are one after the other. Between the convolutions stands the work of `kernels.vae`, bound when a VAE is built.
+video are one after the other. Between the convolutions stands the work of `kernels.vae`, bound when a VAE is built;
+where it asks for that, a convolution runs frame by frame over planes instead of windows: the last three frames side by
+side as channels, (B, 3 C, H, W), in a buffer that stays.
 Parameter names are the official checkpoint's, which is why submodules have numbers for names. Inference only: the
 layers write into buffers and must run without gradients.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +41,19 @@ class CausalConv3d(nn.Conv3d):
         return out.add_(plain.channels(self.bias, out))
 
     def without_bias(self, window: Tensor, cache: "FeatureCache") -> Tensor:
-        """The same, with the bias left to what follows: cuDNN adds it in a pass of its own."""
+        """The same, with the bias left to what follows: cuDNN adds it in a pass of its own. Also over planes."""
+        if window.ndim == 4:
+            return F.conv2d(window, cache.once(self, self._stacked), None, padding=self.padding[1:]).unsqueeze(2)
         # A window shorter than the kernel has only zeros before it: leave out the taps that would meet them.
         absent = max(self.kernel_size[0] - window.shape[2], 0)
         out = _convolve(window, self.weight[:, :, absent:], self)
         cache.keep(self, window)
         return out
+
+    def _stacked(self) -> Tensor:
+        """The kernel over planes: (O, C, 3, h, w) -> (O, 3 C, h, w)."""
+        weight = rearrange(self.weight, "O C t h w -> O (t C) h w")
+        return weight.contiguous(memory_format=torch.channels_last)
 
 
 def _convolve(window: Tensor, weight: Tensor, conv: CausalConv3d) -> Tensor:
@@ -60,8 +71,10 @@ class FeatureCache:
 
     def __init__(self, num_latent_frames: int) -> None:
         self.at_start = True  # the first latent frame stands for one video frame: its time is not resampled
-        self._keeps = num_latent_frames > 1
+        self.keeps = num_latent_frames > 1
         self._past: dict[CausalConv3d, Tensor] = {}
+        self._planes: dict[CausalConv3d, Tensor] = {}
+        self._made: dict[nn.Module, Tensor] = {}
 
     def window(self, conv: CausalConv3d, x: Tensor) -> Tensor:
         """A buffer with the past of `conv` in place and room for the frames of x behind it."""
@@ -78,11 +91,25 @@ class FeatureCache:
 
     def keep(self, conv: CausalConv3d, window: Tensor) -> None:
         """Keep the last frames of a window, zeros before them where it is too short. A copy: a view would pin all."""
-        if not self._keeps:
+        if not self.keeps:
             return
         past = window[:, :, -conv.num_past :]
         absent = conv.num_past - past.shape[2]
         self._past[conv] = F.pad(past, (0, 0, 0, 0, absent, 0)) if absent else past.clone()
+
+    def planes(self, conv: CausalConv3d, x: Tensor) -> Tensor:
+        """The last three frames that `conv` has seen, zeros before the first; for frames of the size of x."""
+        if conv not in self._planes:
+            shape = x.shape[0], conv.kernel_size[0] * x.shape[1], *x.shape[3:]
+            planes = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+            self._planes[conv] = planes.zero_()
+        return self._planes[conv]
+
+    def once(self, module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
+        """A form of a module's weight, made when a run first needs it."""
+        if module not in self._made:
+            self._made[module] = make()
+        return self._made[module]
 
 
 class RmsNorm(nn.Module):
@@ -112,6 +139,19 @@ def pointwise(x: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
     return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
 
 
+def activated(
+    x: Tensor, bias: Tensor | None, norm: RmsNorm, conv: CausalConv3d, kernels: VaeKernels, cache: FeatureCache
+) -> Tensor:
+    """What `conv` runs over: silu(norm(x + bias)) behind the frames before it, or beside them."""
+    if cache.keeps and kernels.stacks(conv.in_channels):
+        planes = cache.planes(conv, x)
+        kernels.push(x, bias, norm.gamma, planes)
+        return planes
+    window = cache.window(conv, x)
+    kernels.activate(x, bias, norm.gamma, _new_frames(window, x))
+    return window
+
+
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1x1 convolution on x where the channels change."""
 
@@ -129,17 +169,21 @@ class ResidualBlock(nn.Module):
         self.kernels = kernels
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
+        parts = [self._code(part, cache) for part in x.split(self._frames_at_once(x), dim=2)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def _code(self, x: Tensor, cache: FeatureCache) -> Tensor:
         norm1, conv1, norm2, conv2 = self.residual.values()
-        window = cache.window(conv1, x)
-        self.kernels.activate(x, None, norm1.gamma, _new_frames(window, x))
-        h = conv1.without_bias(window, cache)
-        del window  # one large tensor less while the second convolution runs
-        window = cache.window(conv2, h)
-        self.kernels.activate(h, conv1.bias, norm2.gamma, _new_frames(window, h))
-        del h
+        h = conv1.without_bias(activated(x, None, norm1, conv1, self.kernels, cache), cache)
+        window = activated(h, conv1.bias, norm2, conv2, self.kernels, cache)
+        del h  # one large tensor less while the second convolution runs
         h = conv2.without_bias(window, cache)
         del window
         return self.kernels.add(h, conv2.bias, x if self.shortcut is None else pointwise(x, self.shortcut))
+
+    def _frames_at_once(self, x: Tensor) -> int:
+        convs = self.residual["2"], self.residual["6"]
+        return 1 if any(self.kernels.stacks(conv.in_channels) for conv in convs) else x.shape[2]
 
 
 class AttentionBlock(nn.Module):
@@ -181,9 +225,11 @@ class Head(nn.ModuleDict):
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
         norm, conv = self.values()
-        window = cache.window(conv, x)
-        self.kernels.activate(x, None, norm.gamma, _new_frames(window, x))
-        return conv(window, cache)
+        at_once = 1 if self.kernels.stacks(conv.in_channels) else x.shape[2]
+        parts = [
+            conv(activated(part, None, norm, conv, self.kernels, cache), cache) for part in x.split(at_once, dim=2)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 class Upsample(nn.Module):
@@ -204,7 +250,8 @@ class Upsample(nn.Module):
             x = self.time_conv(window_of(x, self.time_conv, cache), cache)
             # Channels last, where frames and pixels come before the channels in memory.
             x = rearrange(x, "B (two C) T H W -> (B T two) H W C", two=2).movedim(-1, 1)
-        return rearrange(self.kernels.enlarge(x, conv.weight, conv.bias), "(B T) C H W -> B C T H W", B=batch)
+        weight = cache.once(conv, lambda: self.kernels.prepare(conv.weight))
+        return rearrange(self.kernels.enlarge(x, weight, conv.bias), "(B T) C H W -> B C T H W", B=batch)
 
 
 class Downsample(nn.Module):

@@ -1,6 +1,7 @@
 """The VAE's contract: names, chunks, no state between runs, causality, dtypes, refusals. Parity has its own file."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from tests.unit.models.random_vae import SMALL, draw, random_vae
 from wan_core.errors import InputError
+from wan_core.kernels.vae import TORCH
 from wan_core.models import vae21
 from wan_core.models.vae21 import WanVae, decoder_levels
 from wan_core.models.vae_layers import FeatureCache, Upsample
@@ -130,6 +132,16 @@ def test_a_batch_is_its_videos(vae: WanVae) -> None:
     latent = draw(2, 16, 2, *SIZE)
     apart = torch.cat([vae.decode(latent[:1]), vae.decode(latent[1:])])
     torch.testing.assert_close(vae.decode(latent), apart, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("narrow", [9, 17, 33])
+def test_planes_are_windows(vae: WanVae, latent: Tensor, video: Tensor, narrow: int) -> None:
+    """Whichever layers convolve frame by frame over three frames side by side: those of less than `narrow` channels."""
+    other = WanVae(SMALL, replace(TORCH, stacks=lambda channels: channels < narrow)).requires_grad_(False)
+    other.load_state_dict(vae.state_dict())
+    torch.testing.assert_close(other.decode(latent), vae.decode(latent), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(other.encode(video), vae.encode(video), rtol=1e-5, atol=1e-5)
+    assert torch.equal(other.decode(latent[:, :, :1]), vae.decode(latent[:, :, :1]))
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
