@@ -4,11 +4,11 @@ Plain data for an interface that shows it beside the choice. Nothing is built, l
 back as one sentence in `problem` rather than as an exception, because choosing is no mistake.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from .attention.verdicts import NOTHING_MEASURED, Calibration
 from .component_plan import ComponentPlan
-from .errors import InputError
+from .errors import InputError, OutOfMemoryError
 from .estimate import RunEstimate
 from .hardware import Hardware
 from .plan import ExecutionPlan, Workload, resolve
@@ -18,6 +18,8 @@ from .report import Decision
 from .sampling.experts import split
 from .sampling.schedule import for_request
 from .specs import TransformerSpec
+
+_MORE_THAN_ENOUGH = 1 << 50
 
 Facts = dict[str, object]
 
@@ -41,10 +43,15 @@ def profile_outlook(
     workload: Workload,
     calibration: Calibration = NOTHING_MEASURED,
 ) -> Facts:
-    """What a profile would do with a workload on this machine; `plan` is `None` where it can do nothing."""
+    """What a profile would do with a workload on this machine; `plan` is `None` where it can do nothing.
+
+    Where only memory is short, the plan is the one that a machine with enough of it would follow.
+    """
     plan, problem = None, None
     try:
         plan = resolve(profile, hardware, spec, workload, calibration)
+    except OutOfMemoryError as error:
+        plan, problem = _with_memory_enough(profile, hardware, spec, workload, calibration), str(error)
     except InputError as error:
         problem = str(error)
     return {
@@ -53,6 +60,20 @@ def profile_outlook(
         "problem": problem,
         "plan": None if plan is None else plan_facts(plan),
     }
+
+
+def _with_memory_enough(
+    profile: OptimizationProfile,
+    hardware: Hardware,
+    spec: TransformerSpec,
+    workload: Workload,
+    calibration: Calibration,
+) -> ExecutionPlan | None:
+    roomy = replace(hardware, free_memory=_MORE_THAN_ENOUGH, host_free_memory=_MORE_THAN_ENOUGH)
+    try:
+        return resolve(profile, roomy, spec, workload, calibration)
+    except InputError:
+        return None
 
 
 def plan_facts(plan: ExecutionPlan) -> Facts:

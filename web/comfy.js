@@ -128,25 +128,35 @@ function attach(litegraphNode, makePanel) {
   });
   widget.serialize = false; // the option keeps it out of the prompt, this one out of the saved workflow
   widget.panel = panel;
-  const fitting = new ResizeObserver(() => fit(litegraphNode));
-  fitting.observe(panel.element);
+  const stopFitting = keepFitting(litegraphNode, panel.element);
   chain(litegraphNode, "onExecuted", (output) => {
     const shown = output?.[OUTPUT]?.[0];
     if (shown) panel.restore?.(shown);
   });
   chain(litegraphNode, "onRemoved", () => {
-    fitting.disconnect();
+    stopFitting();
     panel.dispose?.();
   });
 }
 
-/** The classic canvas gives a widget the height it asks for only when the node is sized anew. */
-function fit(litegraphNode) {
-  if (!litegraphNode.graph || litegraphNode.flags?.collapsed) return;
-  const [width, height] = litegraphNode.size;
-  const needed = litegraphNode.computeSize()[1];
-  if (Math.abs(needed - height) > 1) litegraphNode.setSize([width, needed]);
-  litegraphNode.graph.setDirtyCanvas?.(true, true);
+/**
+ * Size the node anew whenever its panel has another height: the classic canvas does not by itself, Nodes 2.0 does. A node
+ * that somebody made taller keeps its height.
+ */
+function keepFitting(litegraphNode, element) {
+  let fitted = 0;
+  const observer = new ResizeObserver(() => {
+    if (window.LiteGraph?.vueNodesMode || !litegraphNode.graph || litegraphNode.flags?.collapsed) return;
+    const [width, height] = litegraphNode.size;
+    const needed = litegraphNode.computeSize()[1];
+    if (height < needed || Math.abs(height - fitted) < 1) {
+      litegraphNode.setSize([width, needed]);
+      fitted = litegraphNode.size[1];
+    }
+    litegraphNode.graph.setDirtyCanvas?.(true, true);
+  });
+  observer.observe(element);
+  return () => observer.disconnect();
 }
 
 function chain(object, name, act) {

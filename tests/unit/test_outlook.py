@@ -36,9 +36,16 @@ def test_a_profile_says_what_it_replaces(machine) -> None:
     assert facts["problem"] is None and facts["plan"]["seconds"] > 0
 
 
-def test_what_cannot_run_is_a_sentence_and_no_exception(machine) -> None:
-    facts = profile_outlook(preset("auto"), machine("2080ti"), T2V_A14B_TRANSFORMER, WORKLOAD)
-    assert facts["plan"] is None and "this run needs" in facts["problem"]
+def test_short_memory_is_a_sentence_and_the_rest_is_still_told(machine) -> None:
+    facts = profile_outlook(preset("exact"), machine("2080ti"), T2V_A14B_TRANSFORMER, WORKLOAD)
+    assert "this run needs" in facts["problem"]
+    assert any(each["topic"] == "compile" and each["degraded"] for each in facts["plan"]["decisions"])
+
+
+def test_what_cannot_be_kept_is_a_sentence_and_no_exception(machine) -> None:
+    strict = preset("exact").with_settings({"on_unsupported": "error"})
+    facts = profile_outlook(strict, machine("2080ti"), T2V_A14B_TRANSFORMER, WORKLOAD)
+    assert facts["plan"] is None and "cannot run here" in facts["problem"]
 
 
 def test_all_of_it_is_json(machine) -> None:

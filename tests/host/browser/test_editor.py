@@ -43,7 +43,8 @@ _SET = """([type, widget, value]) => {
 def test_opens_without_a_missing_node(editor: Editor, mode: str, workflow: str) -> None:
     editor.load(workflow)
     assert editor.page.evaluate(_UNKNOWN) == []
-    expect(editor.panel("sampler").first).to_contain_text(re.compile(r"\d+ high \+ \d+ low, switch at timestep 875"))
+    for sampler in editor.panel("sampler").all():
+        expect(sampler).to_contain_text(re.compile(r"\d+ high \+ \d+ low, switch at timestep 875"))
     editor.picture(f"{workflow} {mode}")
 
 
