@@ -11,6 +11,7 @@ from .component_plan import ComponentPlan
 from .errors import InputError, OutOfMemoryError
 from .estimate import RunEstimate
 from .hardware import Hardware
+from .memory_plan import Phase
 from .plan import ExecutionPlan, Workload, resolve
 from .profiles import OptimizationProfile
 from .recipes import SampleRequest, disagreements
@@ -82,7 +83,7 @@ def plan_facts(plan: ExecutionPlan) -> Facts:
         **recipe_outlook(plan.workload.request),
         "device": plan.binding.device,
         "peak_bytes": plan.peak_bytes,
-        "weight_bytes": plan.weight_bytes,
+        "phases": [phase_facts(each) for each in plan.phases],
         "seconds": plan.seconds,
         "step_seconds": {expert.value: seconds for expert, seconds in plan.step_seconds},
         "decisions": [decision_facts(each) for each in plan.decisions],
@@ -94,10 +95,14 @@ def part_facts(name: str, plan: ComponentPlan) -> Facts:
     """The plan of the text encoder or the VAE as plain data."""
     return {
         "name": name,
-        "peak_bytes": plan.peak_bytes,
-        "seconds": plan.seconds,
+        "phases": [phase_facts(plan.phase)],
         "decisions": [decision_facts(each) for each in plan.decisions],
     }
+
+
+def phase_facts(phase: Phase) -> Facts:
+    """The memory of a phase at its peak, on the device and waiting on the host."""
+    return {"name": phase.name, "peak_bytes": phase.peak_bytes, "host_bytes": phase.host_bytes}
 
 
 def estimate_facts(estimate: RunEstimate) -> Facts:

@@ -26,7 +26,10 @@ export class PlanPanel {
     this.#body.replaceChildren(
       el("div", { class: "wv-facts" }, facts(plan)),
       warningList(plan.warnings),
-      rows(plan.estimate.parts.map(partRow)),
+      el("h4", {}, label("time")),
+      rows(plan.estimate.parts.map(timeRow)),
+      el("h4", {}, label("peak")),
+      rows(phases(plan).map(memoryRow)),
       el(
         "details",
         { class: "wv-report" },
@@ -37,16 +40,25 @@ export class PlanPanel {
   }
 }
 
-function facts({ estimate, parts, peak_bytes: sampling }) {
+function facts(plan) {
+  const { estimate } = plan;
   const basis = estimate.runs ? label("estimate.learned", { runs: estimate.runs }) : label("estimate");
-  const peak = Math.max(sampling, ...parts.map((part) => part.peak_bytes));
+  const peak = Math.max(...phases(plan).map((phase) => phase.peak_bytes));
   return [
-    el("span", { class: "wv-fact", title: basis }, label("estimate.all", { time: duration(estimate.seconds) })),
-    el("span", { class: "wv-fact", title: label("estimate") }, label("estimate.memory", { bytes: gib(peak) })),
+    el("span", { class: "wv-fact" }, label("estimate.all", { time: duration(estimate.seconds) })),
+    el("span", { class: "wv-fact" }, label("estimate.memory", { bytes: gib(peak) })),
     el("span", { class: "wv-dim" }, basis),
   ];
 }
 
-function partRow({ name, seconds, count }) {
+function phases(plan) {
+  return [...plan.parts.flatMap((part) => part.phases), ...plan.phases];
+}
+
+function timeRow({ name, seconds, count }) {
   return [name, count === 1 ? duration(seconds) : `${count} \u00d7 ${duration(seconds)}`];
+}
+
+function memoryRow({ name, peak_bytes: peak, host_bytes: host }) {
+  return [name, host ? `${gib(peak)}, ${label("on.host", { bytes: gib(host) })}` : gib(peak)];
 }

@@ -38,6 +38,28 @@ _SET = """([type, widget, value]) => {
     app.rootGraph.nodes.find((n) => n.type === type).widgets.find((w) => w.name === widget).value = value;
 }"""
 
+# A plan of the same run, and nothing else to be queued.
+_PLAN = """() => {
+    const the = (type) => app.rootGraph.nodes.find((n) => n.type === type);
+    const plan = LiteGraph.createNode('WanVelocityPlan');
+    plan.pos = [900, 700];
+    app.rootGraph.add(plan);
+    the('WanVelocityLoadExperts').connect(0, plan, 'experts');
+    the('WanVelocityEmptyLatent').connect(0, plan, 'latent');
+    the('WanVelocityLoadVAE').connect(0, plan, 'vae');
+    ['SaveVideo', 'PreviewAny'].map(the).forEach((node) => app.rootGraph.remove(node));
+}"""
+_INTO_SUBGRAPH = """() => {
+    const sampler = app.rootGraph.nodes.find((n) => n.type === 'WanVelocitySampler');
+    app.rootGraph.convertToSubgraph(new Set([sampler]));
+}"""
+# The panel of the sampler in the only subgraph, whether it is shown or not.
+_INSIDE = """() => {
+    const graph = app.rootGraph.nodes.find((n) => n.subgraph).subgraph;
+    const inner = graph.nodes.find((n) => n.type === 'WanVelocitySampler');
+    return inner.widgets.find((w) => w.name === 'wan_velocity').element.querySelector('.wv-sampler');
+}"""
+
 
 @pytest.mark.parametrize("workflow", SHIPPED)
 def test_opens_without_a_missing_node(editor: Editor, mode: str, workflow: str) -> None:
@@ -77,6 +99,25 @@ def test_profile_says_at_once_what_it_means_here(editor: Editor, mode: str) -> N
     editor.page.evaluate(_SET, ["WanVelocityProfile", "on_unsupported", "error"])
     expect(panel).to_contain_text("compile 'default' cannot run here")
     editor.picture(f"profile {mode}")
+
+
+def test_plan_shows_split_time_and_memory(editor: Editor, mode: str) -> None:
+    editor.load(MINIATURE)
+    editor.page.evaluate(_PLAN)
+    editor.queue()
+    panel = editor.panel("plan")
+    expect(panel).to_contain_text("26 high + 14 low, switch at timestep 875", timeout=WAIT)
+    for words in ("in all", "26 \u00d7", "Memory peak", "Choices and reasons"):
+        expect(panel).to_contain_text(words)
+    editor.picture(f"plan {mode}")
+
+
+def test_in_a_subgraph(editor: Editor) -> None:
+    editor.load(MINIATURE)
+    editor.page.evaluate(_INTO_SUBGRAPH)
+    editor.queue()
+    editor.page.wait_for_function(f"() => ({_INSIDE})()?.querySelector('.wv-copy')", timeout=WAIT)
+    assert editor.page.evaluate(f"() => ({_INSIDE})().dataset.phase") == "done"
 
 
 def test_recipe_shows_its_split_as_it_is_chosen(editor: Editor) -> None:
