@@ -27,7 +27,7 @@ export class PlanPanel {
       el("div", { class: "wv-facts" }, facts(plan)),
       warningList(plan.warnings),
       el("h4", {}, label("time")),
-      rows(plan.estimate.parts.map(timeRow)),
+      rows(plan.estimate.parts.filter((part) => matters(part, plan.estimate)).map(timeRow)),
       el("h4", {}, label("peak")),
       rows(phases(plan).map(memoryRow)),
       el(
@@ -53,6 +53,11 @@ function facts(plan) {
 
 function phases(plan) {
   return [...plan.parts.flatMap((part) => part.phases), ...plan.phases];
+}
+
+/** Parts that take less than a hundredth of the time are left out. */
+function matters({ seconds, count }, estimate) {
+  return seconds * count >= 0.01 * estimate.seconds;
 }
 
 function timeRow({ name, seconds, count }) {

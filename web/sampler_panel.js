@@ -127,8 +127,9 @@ export class SamplerPanel {
     return { recipe, request: Object.fromEntries(RANGE.map((name) => [name, values[name]])) };
   }
 
+  /** What is chosen now, unless that is what runs or what the report is about. */
   #preview(outlook) {
-    if (this.#state && !isOver(this.#state)) return;
+    if (this.#state && (!isOver(this.#state) || !outlook || isSameSchedule(outlook, this.#state.plan))) return;
     this.#idle(outlook);
   }
 
@@ -150,6 +151,11 @@ export class SamplerPanel {
 
 function isOver(state) {
   return OVER.includes(state.phase);
+}
+
+function isSameSchedule(one, other) {
+  const key = (schedule) => JSON.stringify([schedule?.sigmas, schedule?.split]);
+  return key(one) === key(other);
 }
 
 function loadingText({ what, done, total }) {

@@ -21,6 +21,13 @@ _NEW_SEED = """() => {
     for (const seed of seeds) seed.value = Math.floor(2 ** 32 * Math.random());
 }"""
 
+_LOOK_AT = """(type) => {
+    app.canvas.setZoom?.(1.2);
+    app.canvas.ds.scale = 1.2;
+    app.canvas.centerOnNode(app.rootGraph.nodes.find((node) => node.type === type));
+    app.canvas.setDirty(true, true);
+}"""
+
 
 def find_chromium() -> str | None:
     """The browser that CHROMIUM_PATH names, else one on the PATH."""
@@ -67,6 +74,11 @@ class Editor:
         """Queue the graph as the button does, with another seed so that everything runs."""
         self.page.evaluate(_NEW_SEED)
         self.page.evaluate("() => app.queuePrompt(0)")
+
+    def look_at(self, node_type: str) -> None:
+        """Bring the only node of a type into the middle, as large as it is meant to be read."""
+        self.page.evaluate(_LOOK_AT, node_type)
+        self.page.wait_for_timeout(400)
 
     def picture(self, name: str) -> None:
         """Keep what the page looks like."""

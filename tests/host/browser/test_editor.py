@@ -72,10 +72,12 @@ def test_opens_without_a_missing_node(editor: Editor, mode: str, workflow: str) 
 
 def test_runs_from_the_page(editor: Editor, mode: str) -> None:
     editor.load(MINIATURE)
+    editor.look_at("WanVelocitySampler")
     panel = editor.panel("sampler")
     editor.page.evaluate(_WATCH)
     editor.queue()
     expect(panel).to_have_attribute("data-phase", "sample", timeout=WAIT)
+    expect(panel).to_contain_text("step 3 of 8", timeout=WAIT)
     expect(panel).to_contain_text("left")
     editor.picture(f"running {mode}")
     expect(panel).to_have_attribute("data-phase", "done", timeout=WAIT)
@@ -85,7 +87,7 @@ def test_runs_from_the_page(editor: Editor, mode: str) -> None:
     panel.locator("summary").press("Enter")
     expect(panel).to_contain_text("TFLOP/s")
     expect(panel).to_contain_text("on a CPU float32 is as fast as bfloat16")
-    editor.page.wait_for_timeout(300)
+    editor.look_at("WanVelocitySampler")
     editor.picture(f"report {mode}")
 
 
@@ -96,9 +98,10 @@ def test_profile_says_at_once_what_it_means_here(editor: Editor, mode: str) -> N
     expect(panel).to_contain_text("128x128x17, wan_velocity_mini_high_noise.safetensors")
     editor.page.evaluate(_SET, ["WanVelocityProfile", "compile", "default"])
     expect(panel).to_contain_text("compile: off instead of default (compiling pays on an NVIDIA GPU only)")
+    editor.look_at("WanVelocityProfile")
+    editor.picture(f"profile {mode}")
     editor.page.evaluate(_SET, ["WanVelocityProfile", "on_unsupported", "error"])
     expect(panel).to_contain_text("compile 'default' cannot run here")
-    editor.picture(f"profile {mode}")
 
 
 def test_plan_shows_split_time_and_memory(editor: Editor, mode: str) -> None:
@@ -109,6 +112,7 @@ def test_plan_shows_split_time_and_memory(editor: Editor, mode: str) -> None:
     expect(panel).to_contain_text("26 high + 14 low, switch at timestep 875", timeout=WAIT)
     for words in ("in all", "26 \u00d7", "Memory peak", "Choices and reasons"):
         expect(panel).to_contain_text(words)
+    editor.look_at("WanVelocityPlan")
     editor.picture(f"plan {mode}")
 
 
