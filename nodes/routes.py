@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from aiohttp import web
 from server import PromptServer
 
-from ..wan_core.attention import verdict_store
 from ..wan_core.errors import InputError
+from ..wan_core.estimate import Knowledge
 from ..wan_core.outlook import Facts, profile_outlook, recipe_outlook
-from ..wan_core.plan import Workload
 from ..wan_core.recipes import SampleRequest, VideoSize, recipe
 from ..wan_core.specs import T2V_A14B_TRANSFORMER, TransformerSpec
+from ..wan_core.workload import Workload
 from . import host
 from .load import open_pair
 from .optimize import chosen_profile
@@ -39,13 +39,8 @@ def about_profile(asked: Mapping[str, object]) -> Facts:
     spec, model = _spec(asked.get("experts"))
     request = SampleRequest(recipe=chosen_recipe(asked["recipe"]) if asked.get("recipe") else recipe("official"))
     hardware = host.hardware(measure=PromptServer.instance.prompt_queue.get_tasks_remaining() == 0)
-    facts = profile_outlook(
-        profile,
-        hardware,
-        spec,
-        Workload(request=request, latent_size=size.latent_size),
-        verdict_store.read(hardware),
-    )
+    workload = Workload(request=request, latent_size=size.latent_size)
+    facts = profile_outlook(profile, Knowledge.of(hardware), spec, workload)
     return {**facts, "size": str(size), "model": model}
 
 

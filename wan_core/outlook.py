@@ -6,19 +6,18 @@ back as one sentence in `problem` rather than as an exception, because choosing 
 
 from dataclasses import asdict, replace
 
-from .attention.verdicts import NOTHING_MEASURED, Calibration
 from .component_plan import ComponentPlan
 from .errors import InputError, OutOfMemoryError
-from .estimate import RunEstimate
-from .hardware import Hardware
+from .estimate import Knowledge, RunEstimate, sampling_parts
 from .memory_plan import Phase
-from .plan import ExecutionPlan, Workload, resolve
+from .plan import ExecutionPlan, resolve
 from .profiles import OptimizationProfile
 from .recipes import SampleRequest, disagreements
 from .report import Decision
 from .sampling.experts import split
 from .sampling.schedule import for_request
 from .specs import TransformerSpec
+from .workload import Workload
 
 _MORE_THAN_ENOUGH = 1 << 50
 
@@ -37,22 +36,16 @@ def recipe_outlook(request: SampleRequest) -> Facts:
     }
 
 
-def profile_outlook(
-    profile: OptimizationProfile,
-    hardware: Hardware,
-    spec: TransformerSpec,
-    workload: Workload,
-    calibration: Calibration = NOTHING_MEASURED,
-) -> Facts:
-    """What a profile would do with a workload on this machine; `plan` is `None` where it can do nothing.
+def profile_outlook(profile: OptimizationProfile, known: Knowledge, spec: TransformerSpec, workload: Workload) -> Facts:
+    """What a profile would do with a workload on a machine; `plan` is `None` where it can do nothing.
 
     Where only memory is short, the plan is the one that a machine with enough of it would follow.
     """
-    plan, problem = None, None
+    hardware, plan, problem = known.hardware, None, None
     try:
-        plan = resolve(profile, hardware, spec, workload, calibration)
+        plan = resolve(profile, hardware, spec, workload, known.calibration)
     except OutOfMemoryError as error:
-        plan, problem = _with_memory_enough(profile, hardware, spec, workload, calibration), str(error)
+        plan, problem = _with_memory_enough(profile, known, spec, workload), str(error)
     except InputError as error:
         problem = str(error)
     return {
@@ -60,19 +53,20 @@ def profile_outlook(
         "machine": {"name": hardware.name, "free_bytes": hardware.free_memory, "total_bytes": hardware.total_memory},
         "problem": problem,
         "plan": None if plan is None else plan_facts(plan),
+        "estimate": None if plan is None or not hardware.tflops else estimate_facts(_sampling(plan, spec, known)),
     }
 
 
+def _sampling(plan: ExecutionPlan, spec: TransformerSpec, known: Knowledge) -> RunEstimate:
+    return RunEstimate(parts=sampling_parts(plan, spec, known))
+
+
 def _with_memory_enough(
-    profile: OptimizationProfile,
-    hardware: Hardware,
-    spec: TransformerSpec,
-    workload: Workload,
-    calibration: Calibration,
+    profile: OptimizationProfile, known: Knowledge, spec: TransformerSpec, workload: Workload
 ) -> ExecutionPlan | None:
-    roomy = replace(hardware, free_memory=_MORE_THAN_ENOUGH, host_free_memory=_MORE_THAN_ENOUGH)
+    roomy = replace(known.hardware, free_memory=_MORE_THAN_ENOUGH, host_free_memory=_MORE_THAN_ENOUGH)
     try:
-        return resolve(profile, roomy, spec, workload, calibration)
+        return resolve(profile, roomy, spec, workload, known.calibration)
     except InputError:
         return None
 
@@ -84,8 +78,6 @@ def plan_facts(plan: ExecutionPlan) -> Facts:
         "device": plan.binding.device,
         "peak_bytes": plan.peak_bytes,
         "phases": [phase_facts(each) for each in plan.phases],
-        "seconds": plan.seconds,
-        "step_seconds": {expert.value: seconds for expert, seconds in plan.step_seconds},
         "decisions": [decision_facts(each) for each in plan.decisions],
         "warnings": list(plan.warnings),
     }

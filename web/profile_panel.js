@@ -48,7 +48,7 @@ export class ProfilePanel {
     const name = { name: machine.name, free: gib(machine.free_bytes), total: gib(machine.total_bytes) };
     const subject = { size: outlook.size, model: outlook.model };
     say(this.#machine, `${label("machine", name)}; ${label("for", subject)}`);
-    this.#estimate.replaceChildren(...(plan ? estimates(plan) : []));
+    this.#estimate.replaceChildren(...(plan ? estimates(outlook) : []));
     const decisions = plan?.decisions ?? [];
     const refused = decisions.filter((each) => each.degraded);
     this.#warnings.replaceChildren(warningList(refused.map(refusal)));
@@ -66,8 +66,8 @@ function refusal({ topic, asked, chosen, reason, rejected }) {
 }
 
 /** Predicted time and memory. */
-function estimates(plan) {
+function estimates({ plan, estimate }) {
   const found = [label("estimate.memory", { bytes: gib(plan.peak_bytes) })];
-  if (plan.seconds != null) found.unshift(label("estimate.time", { time: duration(plan.seconds) }));
+  if (estimate) found.unshift(label("estimate.time", { time: duration(estimate.seconds) }));
   return found.map((text) => el("span", { class: "wv-fact", title: label("estimate") }, text));
 }

@@ -93,7 +93,8 @@ class Client:
                 continue
             event = json.loads(message)
             kind, data = event["type"], event["data"]
-            if data.get("prompt_id") != run.prompt_id:
+            # Our own events name a node; they reach nobody but the client whose job runs.
+            if not kind.startswith("wan_velocity.") and data.get("prompt_id") != run.prompt_id:
                 continue
             run.events.append((kind, data))
             if on_event is not None:
@@ -110,6 +111,21 @@ class Client:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    def listen(self, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Events that have come, or come within some seconds, whoever they are about."""
+        connection = self._connect()
+        connection.settimeout(seconds)
+        try:
+            while True:
+                message = connection.recv()
+                if isinstance(message, str):
+                    event = json.loads(message)
+                    yield event["type"], event["data"]
+        except websocket.WebSocketTimeoutException:
+            return
+        finally:
+            connection.settimeout(RUN_SECONDS)
 
     def _connect(self) -> websocket.WebSocket:
         if self._socket is None:

@@ -9,6 +9,7 @@ from tests.host.browser.editor import Editor
 from tests.workflows.ui_format import SHIPPED
 
 MINIATURE = "wan_velocity_mini_t2v"
+OFFICIAL = "wan_velocity_t2v_a14b_official"
 WAIT = 60_000
 
 _UNKNOWN = "() => app.rootGraph.nodes.filter((n) => !(n.type in LiteGraph.registered_node_types)).map((n) => n.type)"
@@ -70,7 +71,7 @@ def test_opens_without_a_missing_node(editor: Editor, mode: str, workflow: str) 
     editor.picture(f"{workflow} {mode}")
 
 
-def test_runs_from_the_page(editor: Editor, mode: str) -> None:
+def test_runs_from_the_page_and_leaves_its_report(editor: Editor, mode: str) -> None:
     editor.load(MINIATURE)
     editor.look_at("WanVelocitySampler")
     panel = editor.panel("sampler")
@@ -89,6 +90,11 @@ def test_runs_from_the_page(editor: Editor, mode: str) -> None:
     expect(panel).to_contain_text("on a CPU float32 is as fast as bfloat16")
     editor.look_at("WanVelocitySampler")
     editor.picture(f"report {mode}")
+    editor.load(OFFICIAL)
+    expect(panel).to_have_attribute("data-phase", "idle")
+    editor.page.locator(".workflow-tab").nth(-2).click()
+    expect(panel).to_have_attribute("data-phase", "done")
+    expect(panel).to_contain_text("Report")
 
 
 def test_profile_says_at_once_what_it_means_here(editor: Editor, mode: str) -> None:
