@@ -18,7 +18,6 @@ from types import MappingProxyType
 
 import torch
 from torch import nn
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from .hardware import cache_folder
 from .profiles import CompileMode
@@ -32,7 +31,6 @@ FALLBACKS = MappingProxyType(
         "default": "off",
     }
 )
-_COMPILER_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
 # Sizes of video times batches of one and two; PyTorch's own limit of 8 would stop a session that tries out sizes.
 MAX_GRAPHS = 64
 
@@ -45,12 +43,17 @@ class Region:
         self.rejected: list[Rejection] = []
         self._backend = backend
         self._dynamic = dynamic
+        self._compiler_errors: tuple[type[Exception], ...] = ()
 
     def add(self, blocks: Iterable[nn.Module]) -> None:
         """Compile the forward of every block, in place; the first call of each shape pays for it."""
         if self.mode == "off":
             return
         _keep_on_disk()
+        # Imported here: it takes seconds, which who does not compile need not wait.
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+        self._compiler_errors = (TorchDynamoException, FailOnRecompileLimitHit)
         for block in blocks:
             block.forward = partial(self._call, block.forward, {})
 
@@ -61,7 +64,7 @@ class Region:
             try:
                 with torch._dynamo.config.patch(cache_size_limit=MAX_GRAPHS):
                     return compiled[mode](*inputs)
-            except _COMPILER_ERRORS as error:
+            except self._compiler_errors as error:
                 self.rejected.append(Rejection(name=mode, reason=_reason(error)))
                 self.mode = FALLBACKS[mode]
         return plain(*inputs)

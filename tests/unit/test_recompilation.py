@@ -1,0 +1,85 @@
+"""One graph for everything that changes from run to run: counted on whole runs of the miniature, both experts.
+
+The compiler is a counter that runs what it is given; what makes a new graph does not depend on the compiler.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from miniature.write import write_miniature
+from tests.lora_files import write_lora
+from wan_core import build
+from wan_core.checkpoint.find import find_model
+from wan_core.compilation import Region
+from wan_core.pipeline import WanPipeline
+from wan_core.profiles import preset
+from wan_core.recipes import SampleRequest, VideoSize, recipe
+from wan_core.sample import Conditioning
+from wan_core.specs import Expert
+
+SIZE = VideoSize(width=32, height=48, num_frames=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("miniature")
+    write_miniature(folder)
+    return folder
+
+
+@pytest.fixture
+def counter(monkeypatch) -> CompileCounter:
+    """Counts graphs; the plan compiles nothing on a CPU, so the region that the build makes is told to."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    monkeypatch.setattr(build, "Region", lambda mode: Region("default", backend=counter))
+    yield counter
+    torch._dynamo.reset()
+
+
+def run(
+    pipeline: WanPipeline, *, prompt: int = 0, seed: int = 0, steps: int = 3, size: VideoSize = SIZE
+) -> torch.Tensor:
+    """A run whose steps belong to both experts, on the embeddings of some prompt."""
+    changed = recipe("official").with_changes(num_steps=steps, shift=1.0)
+    plan = pipeline.plan(SampleRequest(recipe=changed, seed=seed), size)
+    assert {Expert.HIGH, Expert.LOW} == set(plan.experts.split)
+    draw = partial(torch.randn, 1, 7 + prompt, pipeline.pair.spec.text_dim)
+    generator = torch.Generator().manual_seed(prompt)
+    conditioning = Conditioning(positive=draw(generator=generator), negative=draw(generator=generator))
+    return pipeline.sample(plan, conditioning).latent
+
+
+def test_prompts_seeds_steps_and_experts_share_one_graph(folder, counter):
+    pipeline = WanPipeline(find_model(folder), preset("cpu"), device="cpu")
+    first = run(pipeline, steps=3)
+    for changed in ({"prompt": 1}, {"seed": 1}, {"steps": 5}):
+        assert not torch.equal(run(pipeline, **{"steps": 3, **changed}), first)
+    assert counter.frame_count == 1
+
+
+def test_strengths_of_a_lora_share_one_graph(folder, counter, tmp_path):
+    pipeline = WanPipeline(find_model(folder), preset("cpu"), device="cpu")
+    for expert in Expert:
+        path, _ = write_lora(tmp_path, "kohya", pipeline.pair.spec, expert)
+    pipeline.add_lora(path, strength_high=1.0, strength_low=1.0)
+    results = []
+    for strength in (1.0, 0.5, 0.0):
+        (choice,) = pipeline.loras
+        pipeline.loras = [replace(choice, strength_high=strength, strength_low=strength)]
+        results.append(run(pipeline, steps=3))
+    assert not torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
+    assert counter.frame_count == 1
+
+
+def test_a_size_that_comes_back_is_not_compiled_again(folder, counter):
+    pipeline = WanPipeline(find_model(folder), preset("cpu"), device="cpu")
+    other = VideoSize(width=48, height=48, num_frames=5)
+    for size in (SIZE, other, SIZE, other):
+        run(pipeline, steps=3, size=size)
+    assert counter.frame_count == 2
