@@ -60,7 +60,7 @@ class ShowPlan(io.ComfyNode):
             loras=experts.pair.loras,
         )
         known = Knowledge.of(hardware)
-        plan = resolve(profile, hardware, experts.pair.spec, workload, known.calibration)
+        plan = resolve(profile, hardware, experts.pair.spec, workload, known.calibration, current=experts.placement)
         plans: dict[str, ExecutionPlan | ComponentPlan] = {"experts": plan}
         parts = list(sampling_parts(plan, experts.pair.spec, known))
         if text_encoder is not None:

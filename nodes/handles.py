@@ -48,6 +48,10 @@ class _BuiltExperts(_Handle):
         super().__init__()
         self._built: Experts | None = None
 
+    @property
+    def placement(self) -> Placement | None:
+        return self._built.placement if self._built else None
+
     def build(self, pair: ExpertPair, plan: ExecutionPlan, hardware: Hardware) -> Experts:
         if self._built is None or self._built.key != plan.key:
             # Nothing is read here: what is not taken over of the old weights goes before new ones come.
@@ -76,6 +80,11 @@ class ExpertsHandle:
 
     def get_models(self) -> list[WeightsPatcher]:
         return self._built.get_models()
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the weights of what is built are; a plan keeps it where another is no better."""
+        return self._built.placement
 
     def with_lora(self, choice: LoraChoice) -> "ExpertsHandle":
         """The same experts with one more LoRA. Where only strengths differ, they are used as they are built."""

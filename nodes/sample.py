@@ -137,7 +137,7 @@ class MoeSampler(io.ComfyNode):
         hardware, report = host.hardware(), Report()
         profile = profile or preset("auto")
         with host.interruptible(), live.SamplerHooks(cls.hidden.unique_id, hardware) as hooks:
-            plan = resolve(profile, hardware, experts.pair.spec, workload)
+            plan = resolve(profile, hardware, experts.pair.spec, workload, current=experts.placement)
             known = Knowledge.of(hardware)
             hooks.on_phase("build")
             with report.phase("build"):

@@ -116,6 +116,7 @@ def build_experts(
         loras=loras,
         weights=weights,
         residency=make_residency(weights) if make_residency else residency_for(binding.placement, weights),
+        placement=binding.placement,
         decisions=(
             attention_decision,
             cross_decision,

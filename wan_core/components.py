@@ -23,6 +23,7 @@ from .models.vae_tiling import Tile, decode_tiled_chunks
 from .offload.residency import Residency
 from .offload.weights import Place, Weights
 from .pacing import Pacer
+from .placement import Placement
 from .report import Decision
 from .specs import Expert, TransformerSpec, latent_frames
 
@@ -42,6 +43,7 @@ class Experts:
     loras: Mapping[Expert, ExpertLoras]
     weights: Mapping[Expert, Weights]
     residency: Residency
+    placement: Placement
     decisions: tuple[Decision, ...]
     key: str
     weights_key: str

@@ -12,6 +12,7 @@ from .footprint import ROUNDING_BYTES, WORKSPACE_BYTES, expert_sizes, latents_by
 from .hardware import Hardware
 from .lora_plan import LoraPlan, plan_loras
 from .memory_plan import Sampling
+from .placement import Placement
 from .placing import Demand, Split
 from .predict import forward_seconds
 from .profiles import OptimizationProfile
@@ -82,13 +83,14 @@ class ExpertsDemand:
             workspaces=forwards_at_once * WORKSPACE_BYTES + ROUNDING_BYTES if self.hardware.is_cuda else 0,
         )
 
-    def placeable(self, aside: int) -> Demand:
-        """As the ladder of placements wants it; so many bytes must stay free beside it."""
+    def placeable(self, aside: int, current: Placement | None) -> Demand:
+        """As the ladder of placements wants it; aside, current: see there."""
         rate = self.hardware.rate(self.dtype)
         return Demand(
             sampling=self.sampling,
             splits=tuple(self._splits()),
             aside=aside,
+            current=current,
             passes=2 if self.workload.is_guided else 1,
             seconds=None if rate is None else forward_seconds(self.spec, self.workload.latent_size, 1, rate),
         )

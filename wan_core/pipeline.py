@@ -88,7 +88,8 @@ class WanPipeline:
         workload = Workload(request=request, latent_size=size.latent_size, batch=batch, loras=self.pair.loras)
         specs = ModelSpecs(transformer=self.pair.spec, text_encoder=self._text_source.spec, vae=self._vae_source.spec)
         known = verdict_store.read(hardware)
-        return resolve_run(self.profile, hardware, specs, workload, known, loaded=self._loaded())
+        current = self._experts.placement if self._experts else None
+        return resolve_run(self.profile, hardware, specs, workload, known, loaded=self._loaded(), current=current)
 
     def estimate(self, plan: RunPlan) -> RunEstimate:
         """How long a run of this plan takes from now on: what is loaded already costs nothing."""

@@ -4,11 +4,12 @@ A rung that costs no time is taken before one that may: first the passes of guid
 videos of a batch, and only then weights that leave the device. Pure, like the rest of the plan.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
 from .errors import InputError, OutOfMemoryError
+from .footprint import SLACK_BYTES
 from .hardware import Hardware
 from .memory_plan import Sampling
 from .placement import Placement, PlacementPolicy
@@ -20,6 +21,10 @@ from .report import Decision, Rejection, gib
 ASSUMED_BANDWIDTH = 25e9
 # Left to the rest of the system when weights wait in the host's memory.
 HOST_HEADROOM_BYTES = 4 << 30
+# Free memory is never twice the same: the driver loads kernels, others come and go. What is built stays as it is while
+# no more than this is short, or so many blocks more are streamed than need be; another placement reads the files again.
+_STAY_BYTES = SLACK_BYTES // 2
+_FEW_BLOCKS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +40,7 @@ class Demand:
     """What is to be placed. sampling: what a split takes; splits: those allowed, the preferred one first.
 
     passes: forwards of a step, for one video. seconds: of computing in one of them, `None` where it is not known.
-    aside: bytes that must stay free beside it.
+    aside: bytes that must stay free beside it. current: the placement of experts that are built already.
     """
 
     sampling: Callable[[Split], Sampling]
@@ -43,6 +48,7 @@ class Demand:
     passes: int
     seconds: float | None
     aside: int = 0
+    current: Placement | None = None
 
     def needed(self, placement: Placement, split: Split) -> int:
         return self.sampling(split).needed(placement) + self.aside
@@ -66,27 +72,57 @@ def within_budget(asked: OffloadSpec, hardware: Hardware) -> Hardware:
 
 
 def place(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Placed:
-    """The best placement that fits into the free memory; raises `OutOfMemoryError` where nothing does."""
+    """The best placement that fits into the free memory, or the current one where that is about as good.
+
+    Raises `OutOfMemoryError` where nothing fits.
+    """
+    if staying := _stay(asked, demand, hardware):
+        return staying
     short: dict[str, int] = {}
     for placement, split in _rungs(asked, demand, hardware):
-        needed = demand.needed(placement, split)
-        if needed <= hardware.free_memory:
-            reasons = (f"{gib(needed)} of {_free(asked, hardware)}", *_costs(placement, split, demand, hardware))
-            decision = Decision(
-                topic="placement",
-                asked=asked.policy,
-                chosen=placement.policy,
-                reason="; ".join(reasons),
-                rejected=tuple(Rejection(name=name, reason=f"{gib(missing)} short") for name, missing in short.items()),
-            )
-            return Placed(placement=placement, split=split, sampling=demand.sampling(split), decision=decision)
-        missing = needed - hardware.free_memory
+        missing = demand.needed(placement, split) - hardware.free_memory
+        if missing <= 0:
+            return _placed(placement, split, asked, demand, hardware, short)
         short[placement.policy] = min(short.get(placement.policy, missing), missing)
     policy, missing = min(short.items(), key=lambda item: item[1])
     raise OutOfMemoryError(
         f"this run needs {gib(hardware.free_memory + missing)} on {hardware.device} with placement {policy!r}, "
         f"{gib(missing)} more than {_free(asked, hardware)}"
     )
+
+
+def _stay(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Placed | None:
+    """The current placement, where it is allowed, fits but for a little, and no better one would."""
+    current = demand.current
+    if current is None:
+        return None
+    for placement, split in _rungs(asked, demand, hardware):
+        if placement.policy == current.policy and current.streamed_blocks <= placement.streamed_blocks + _FEW_BLOCKS:
+            if demand.needed(current, split) <= hardware.free_memory + _STAY_BYTES:
+                return _placed(current, split, asked, demand, hardware, {})
+        elif demand.needed(placement, split) <= hardware.free_memory:
+            return None
+    return None
+
+
+def _placed(
+    placement: Placement,
+    split: Split,
+    asked: OffloadSpec,
+    demand: Demand,
+    hardware: Hardware,
+    short: Mapping[str, int],
+) -> Placed:
+    needed = demand.needed(placement, split)
+    reasons = (f"{gib(needed)} of {_free(asked, hardware)}", *_costs(placement, split, demand, hardware))
+    decision = Decision(
+        topic="placement",
+        asked=asked.policy,
+        chosen=placement.policy,
+        reason="; ".join(reasons),
+        rejected=tuple(Rejection(name=name, reason=f"{gib(missing)} short") for name, missing in short.items()),
+    )
+    return Placed(placement=placement, split=split, sampling=demand.sampling(split), decision=decision)
 
 
 def _rungs(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Iterator[tuple[Placement, Split]]:

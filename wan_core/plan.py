@@ -156,31 +156,38 @@ def resolve(
     calibration: Calibration = NOTHING_MEASURED,
     *,
     aside: int = 0,
+    current: Placement | None = None,
 ) -> ExecutionPlan:
     """Decide how the experts run. `hardware.free_memory` counts what our own weights would give back as free.
 
     calibration: what is known of the speed of attention kernels on this machine. aside: bytes of device memory that
-    must stay free for others.
+    must stay free for others. current: the placement of experts that are built already, which is kept where it is about
+    as good as the best.
 
     Raises `InputError` for a request that makes no sense, `UnsupportedError` where a strict profile cannot be kept and
     `OutOfMemoryError` where nothing fits, each in one sentence.
     """
     hardware = within_budget(profile.offload, hardware)
     try:
-        plan = _resolve(profile, hardware, spec, workload, aside)
+        plan = _resolve(profile, hardware, spec, workload, aside, current)
     except OutOfMemoryError as error:
         raise OutOfMemoryError(f"{error}; {_what_would_fit(profile, hardware, spec, workload, aside)}") from None
     return plan.with_calibration(calibration)
 
 
 def _resolve(
-    profile: OptimizationProfile, hardware: Hardware, spec: TransformerSpec, workload: Workload, aside: int
+    profile: OptimizationProfile,
+    hardware: Hardware,
+    spec: TransformerSpec,
+    workload: Workload,
+    aside: int,
+    current: Placement | None = None,
 ) -> ExecutionPlan:
     schedule = for_request(workload.request)
     experts = split(schedule, workload.request.recipe.boundary)
     demand = choose(profile, hardware, spec, workload)
     tf32, tf32_decision = choose_tf32(profile.precision.tf32, hardware)
-    placed = place(profile.offload, demand.placeable(aside), hardware)
+    placed = place(profile.offload, demand.placeable(aside, current), hardware)
     attention, cross = demand.kernels(placed.split)
     compiling = compile_with(placed.placement, demand.compile_decision)
     return ExecutionPlan(

@@ -14,6 +14,7 @@ from .component_plan import ComponentPlan, resolve_decode, resolve_text
 from .footprint import SLACK_BYTES, vae_bytes
 from .hardware import Hardware
 from .memory_plan import Part, Phase
+from .placement import Placement
 from .placing import within_budget
 from .plan import ExecutionPlan, resolve
 from .profiles import OptimizationProfile
@@ -95,10 +96,11 @@ def resolve_run(
     calibration: Calibration = NOTHING_MEASURED,
     *,
     loaded: frozenset[Loaded] = frozenset(),
+    current: Placement | None = None,
 ) -> RunPlan:
     """Decide how a whole run goes; raises what `plan.resolve` raises.
 
-    `hardware.free_memory` counts as free what is loaded, since it is there to be reused.
+    `hardware.free_memory` counts as free what is loaded, since it is there to be reused. current: see `plan.resolve`.
     """
     hardware = within_budget(profile.offload, hardware)
     text = resolve_text(profile, hardware, specs.text_encoder)
@@ -106,7 +108,7 @@ def resolve_run(
     # start, so that the placement stays the same.
     dtype, _ = choose_dtype("VAE precision", profile.vae.precision, hardware)
     vae = vae_bytes(specs.vae, dtype) if hardware.is_cuda else 0
-    experts = resolve(profile, hardware, specs.transformer, workload, calibration, aside=vae)
+    experts = resolve(profile, hardware, specs.transformer, workload, calibration, aside=vae, current=current)
     keeps_text = experts.peak_bytes + text.weight_bytes + vae + SLACK_BYTES <= hardware.free_memory
     beside = text.weight_bytes if keeps_text else 0
     decode, keeps_experts = _decode(profile, hardware, specs.vae, experts, beside)

@@ -233,6 +233,30 @@ def test_a_second_run_counts_what_the_first_one_left():
     assert phase(roomy, "text").peak_bytes > phase(planned("80gb"), "text").peak_bytes + 50 * GIB
 
 
+def again(hardware: Hardware, current: Placement, profile: str = "auto") -> Placement:
+    return resolve_run(preset(profile), hardware, SPECS, workload(), current=current).experts.binding.placement
+
+
+def test_what_is_built_stays_while_free_memory_wavers():
+    built = planned("auto", card(22)).experts.binding.placement
+    assert planned("auto", card(21.6)).experts.binding.placement != built
+    assert again(card(21.6), built) == again(card(22.4), built) == again(card(23), built) == built
+    whole = planned("auto", card(64.2)).experts.binding.placement
+    assert whole.policy == "resident" and planned("auto", card(63.8)).experts.binding.placement.policy == "experts"
+    assert again(card(63.8), whole) == whole
+
+
+def test_what_is_built_gives_way_where_there_is_much_more_or_much_less():
+    built = planned("auto", card(22)).experts.binding.placement
+    assert again(card(138), built).policy == "resident"
+    assert again(card(30), built).streamed_blocks < built.streamed_blocks
+    assert again(card(18), built).streamed_blocks > built.streamed_blocks
+    assert again(card(45), Placement(policy="resident")).policy == "experts"
+    asked = preset("auto").with_settings({"offload.policy": "experts"})
+    plan = resolve_run(asked, H200, SPECS, workload(), current=Placement(policy="resident"))
+    assert plan.experts.binding.placement.policy == "experts"
+
+
 def test_nothing_fits_is_one_sentence_with_what_is_short_and_what_would_fit():
     with pytest.raises(OutOfMemoryError) as error:
         planned("auto", card(8))
