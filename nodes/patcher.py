@@ -119,8 +119,9 @@ class HostResidency:
         wanted = {name} if self._one_at_a_time else {name, *later}
         for expert, patcher in self.patchers.items():
             if self._one_at_a_time and expert != name and patcher.loaded_size():
+                # It waits for its next turn, and is not evicted: its copy on the host stays in any case.
+                patcher.weights.to_host()
                 comfy.model_management.unload_model_and_clones(patcher)
-                self._evict_unlisted(patcher)
         named = {f"{each.value} noise expert": patcher for each, patcher in self.patchers.items() if each in wanted}
         bring_to_device(named, self._activation_bytes + self.buffer_bytes, on_load)
         self._inner.activate(name, on_load, later=later)

@@ -223,9 +223,119 @@ def see_ram_cache(patcher: ModuleType) -> dict[str, object]:
     return {"is a model": comfy.model_patcher.is_model_patcher_output(Handle()), "is dynamic": vae.is_dynamic()}
 
 
+class Tower(torch.nn.Module):
+    """A model of four blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+        self.last = torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return self.last(x)
+
+
+class Experts:
+    """Two towers with real weights in real memory, which is the pretended GPU's; both page-locked by the host."""
+
+    def __init__(self, patcher: ModuleType, *, streamed: int) -> None:
+        offload, policies = core(patcher, "offload.weights"), core(patcher, "offload.residency")
+        for module in (offload, core(patcher, "offload.stream")):
+            module.device_memory = lambda nbytes, device: torch.empty(nbytes, dtype=torch.uint8)
+        self.high, self.low = core(patcher, "specs").Expert
+        self.reads: list[str] = []
+        self.weights = {expert: self._weights(offload, expert, streamed) for expert in (self.high, self.low)}
+        inner = policies.TakeTurns(self.weights, OneQueue)
+        self.residency = patcher.HostResidency(self.weights, inner, one_at_a_time=True)
+        self.residency.reserve(GB)
+
+    def _weights(self, offload: ModuleType, expert: object, streamed: int) -> object:
+        with torch.device("meta"):
+            tower = Tower().requires_grad_(requires_grad=False)
+
+        def fill(names: list[str], on_bytes: object) -> None:
+            self.reads.append(expert.value)
+            for name in names:
+                tower.get_parameter(name).data.fill_(len(name) / (10 if expert is self.high else 20))
+
+        weights = offload.Weights(tower, fill, device=str(GPU), dtype=torch.float32, streamed_blocks=streamed)
+        weights.name = expert.value
+        return weights
+
+    def activate(self, expert: object) -> None:
+        self.residency.activate(expert, silent, later=(self.high, self.low))
+
+    def forward(self, expert: object) -> float:
+        return self.weights[expert].module(torch.ones(8)).sum().item()
+
+    def on_device(self) -> dict[str, bool]:
+        return {expert.value: bool(each.bytes_on_device) for expert, each in self.weights.items()}
+
+
+def see_moving(patcher: ModuleType, streamed: int) -> dict[str, object]:
+    machine = Machine()
+    held = Experts(patcher, streamed=streamed)
+    pinned: dict[int, int] = {}
+    mm.pin_memory = lambda piece: pinned.setdefault(piece.data_ptr(), piece.nbytes) > 0
+    mm.unpin_memory = lambda piece: pinned.pop(piece.data_ptr()) > 0
+    asked: list[float] = []
+    load = mm.load_models_gpu
+    mm.load_models_gpu = lambda models, **settings: (
+        asked.append(settings["memory_required"]),
+        load(models, **settings),
+    )
+    high, low = held.high, held.low
+    try:
+        held.activate(high)
+        resident, block = held.weights[high].resident_bytes, held.weights[high].units[1].nbytes
+        seen: dict[str, object] = {"counted": counted() == [["high", resident, resident]]}
+        seen["buffers are asked for"] = (asked[0] - GB) / block
+        seen["pinned"] = sum(pinned.values()) == sum(each.nbytes for each in held.weights.values())
+        first = held.forward(high)
+        # Broken off in the switch: what the host knows nothing of has to go.
+        held.residency.prepare(low, 1)
+        held.forward(high)
+        seen["in the switch"] = held.on_device()
+        held.residency.release()
+        seen["broken off"] = held.on_device()
+        held.activate(high)
+        seen["back"] = held.forward(high) == first
+        held.residency.prepare(low, 1)
+        held.forward(high)
+        held.activate(low)
+        seen["switched"] = counted() == [["low", resident, resident]] and not held.on_device()["high"]
+        second = held.forward(low)
+        held.residency.release()
+        mm.free_memory(1e30, GPU)
+        seen["evicted"] = [counted(), held.on_device(), len(held.reads)]
+        held.activate(high)
+        seen["again"] = held.forward(high) == first and second not in (0.0, first)
+        held.residency.release()
+        machine.ram = 0
+        mm.free_memory(1e30, GPU)
+        seen["without RAM"] = [str(held.weights[high].place.value), len(pinned) == len(held.weights[low].units)]
+        seen["reads"] = held.reads
+    finally:
+        mm.load_models_gpu = load
+    return seen
+
+
+def see_a_switch(patcher: ModuleType) -> dict[str, object]:
+    return see_moving(patcher, streamed=0)
+
+
+def see_streaming(patcher: ModuleType) -> dict[str, object]:
+    return see_moving(patcher, streamed=3)
+
+
 def main() -> None:
     patcher = load_pack()
-    scenes = (see_resident, see_one_at_a_time, see_others_evicted, see_failed_load, see_on_the_cpu, see_ram_cache)
+    scenes = (
+        see_resident, see_one_at_a_time, see_others_evicted, see_failed_load, see_on_the_cpu, see_ram_cache,
+        see_a_switch, see_streaming,
+    )  # fmt: skip
     seen = {}
     for state in STATES:
         mm.vram_state = mm.VRAMState[state]

@@ -50,10 +50,7 @@ def test_a_dropped_handle_leaves_nothing_in_the_hosts_list(seen: dict) -> None:
 
 
 def test_one_expert_at_a_time(seen: dict) -> None:
-    gone = seen["evicted to"]
-    assert seen["see_one_at_a_time"]["moves"] == [
-        "high device", f"high {gone}", "low device", f"low {gone}", "high device"
-    ]  # fmt: skip
+    assert seen["see_one_at_a_time"]["moves"] == ["high device", "high host", "low device", "low host", "high device"]
     assert seen["see_one_at_a_time"]["counted"] == EXPERTS[:1]
 
 
@@ -70,6 +67,27 @@ def test_an_interrupted_load_leaves_nothing_and_can_be_repeated(seen: dict) -> N
     assert scene == {
         "raised": "InterruptProcessingException", "place": "file", "counted": [], "callback": False, "then": "device"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "num_buffers"), [("see_a_switch", 0), ("see_streaming", 2)])
+def test_what_moves_is_counted_and_given_back(seen: dict, name: str, num_buffers: int) -> None:
+    scene = seen[name]
+    assert scene["counted"], "its size is what stays on the device"
+    assert scene["buffers are asked for"] == num_buffers
+    assert scene["pinned"], "the host page-locks all copies, and counts them"
+    assert scene["in the switch"] == {"high": True, "low": True}
+    assert scene["broken off"] == {"high": True, "low": False}, "what the host has not listed it could not evict"
+    assert scene["back"] and scene["switched"]
+    listed, on_device, _ = scene["evicted"]
+    assert listed == [] and on_device == {"high": False, "low": False}
+    assert scene["again"]
+
+
+@pytest.mark.parametrize("name", ["see_a_switch", "see_streaming"])
+def test_copies_stay_on_the_host_while_it_has_room(seen: dict, name: str) -> None:
+    scene = seen[name]
+    assert (len(scene["reads"]) == scene["evicted"][2]) is (seen["evicted to"] == "host")
+    assert scene["without RAM"] == ["file", True], "one expert's copy is given back, page-locks and all"
 
 
 def test_unloading_frees_the_ram_of_a_cpu(seen: dict) -> None:
