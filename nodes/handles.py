@@ -102,7 +102,7 @@ class _ComponentHandle(_Handle):
         super().__init__()
         self._build = build
         self._built: TextEncoder | Vae | None = None
-        self._binding: tuple[str, ...] | None = None
+        self._binding: tuple[str | int, ...] | None = None
 
     @property
     def place(self) -> Place:
@@ -110,11 +110,11 @@ class _ComponentHandle(_Handle):
         return self._built.weights.place if self._built else Place.FILE
 
     def _component(self, plan: ComponentPlan) -> TextEncoder | Vae:
-        if self._binding != (plan.device, plan.dtype, plan.kernels):
+        if self._binding != (plan.device, plan.dtype, plan.kernels, plan.streamed_blocks):
             self._built, self._patchers, self._binding = None, (), None
             self._built = self._build(plan)
             self._patchers = (WeightsPatcher(self._built.weights),)
-            self._binding = (plan.device, plan.dtype, plan.kernels)
+            self._binding = (plan.device, plan.dtype, plan.kernels, plan.streamed_blocks)
         return self._built
 
 
@@ -129,7 +129,7 @@ class TextEncoderHandle(_ComponentHandle):
         """The encoder, its weights on the device unless every prompt is remembered."""
         encoder = self._component(plan)
         if not encoder.is_cached(prompts):
-            bring_to_device({"text encoder": self.patcher}, plan.peak_bytes - encoder.weights.nbytes, on_load)
+            bring_to_device({"text encoder": self.patcher}, plan.peak_bytes - encoder.weights.resident_bytes, on_load)
         return encoder
 
 

@@ -135,7 +135,7 @@ def build_text_encoder(plan: ComponentPlan, source: TextEncoderSource) -> TextEn
         encoder = Umt5Encoder(source.spec)
     dtype = getattr(torch, plan.dtype)
     fill = ParameterSource(_typed(encoder, lambda name: dtype), source.checkpoint, plan.device).fill
-    weights = Weights(encoder, fill, device=plan.device, dtype=dtype)
+    weights = Weights(encoder, fill, device=plan.device, dtype=dtype, streamed_blocks=plan.streamed_blocks)
     decisions = (*plan.decisions, *_decoded("text encoder", source.checkpoint, plan.dtype))
     tokenizer = Tokenizer.from_bytes(source.vocabulary(), str(source.tokenizer or source.checkpoint.label))
     return TextEncoder(weights, tokenizer, decisions)

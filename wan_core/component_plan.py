@@ -4,7 +4,7 @@ A component knows nothing of the experts: whoever keeps them on the device besid
 memory first (`run_plan.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .activations import DTYPE_BYTES
 from .choices import choose_dtype, choose_vae_kernels
@@ -43,6 +43,7 @@ class ComponentPlan:
     decisions: tuple[Decision, ...]
     seconds: float | None = None
     tile: Tile | None = None
+    streamed_blocks: int = 0
     kernels: str = "off"
     strict: bool = False
 
@@ -64,18 +65,31 @@ class ComponentPlan:
 
 
 def resolve_text(profile: OptimizationProfile, hardware: Hardware, spec: TextEncoderSpec) -> ComponentPlan:
-    """Decide how the text encoder runs: on the device where it fits, else on the host."""
+    """Decide how the text encoder runs: on the device, some blocks streamed where it does not fit; else on the host."""
     hardware = within_budget(profile.offload, hardware)
     dtype, dtype_decision = choose_dtype("text encoder precision", profile.precision.weights, hardware)
-    weights = text_encoder_sizes(spec, dtype).total
-    phase = _text_phase(spec, dtype, weights, hardware.is_cuda)
-    if hardware.is_cuda and phase.peak_bytes + SLACK_BYTES > hardware.free_memory:
-        needed = phase.peak_bytes + SLACK_BYTES
-        reason = f"{gib(needed)} do not fit in the {gib(hardware.free_memory)} free on {hardware.device}"
+    sizes = text_encoder_sizes(spec, dtype)
+
+    def phase(streamed: int) -> Phase:
+        return _text_phase(spec, dtype, sizes.on_device(streamed), hardware.is_cuda)
+
+    def fits(streamed: int) -> bool:
+        return not hardware.is_cuda or phase(streamed).peak_bytes + SLACK_BYTES <= hardware.free_memory
+
+    reason = "" if fits(0) else f"{gib(phase(0).peak_bytes + SLACK_BYTES)} do not fit in the "
+    reason += "" if fits(0) else f"{gib(hardware.free_memory)} free on {hardware.device}"
+    if (streamed := next((blocks for blocks in range(sizes.num_blocks + 1) if fits(blocks)), None)) is None:
         return _text_on_host(hardware, spec, Decision(topic="text encoder", asked="auto", chosen="cpu", reason=reason))
-    place = Decision(topic="text encoder", asked="auto", chosen=hardware.device)
+    if streamed:
+        reason += f"; {streamed} of {sizes.num_blocks} blocks pass through two buffers"
+    place = Decision(topic="text encoder", asked="auto", chosen=hardware.device, reason=reason)
     return ComponentPlan(
-        device=hardware.device, dtype=dtype, phase=phase, weight_bytes=weights, decisions=(place, dtype_decision)
+        device=hardware.device,
+        dtype=dtype,
+        phase=replace(phase(streamed), host_bytes=sizes.total if streamed else 0),
+        weight_bytes=sizes.on_device(streamed),
+        decisions=(place, dtype_decision),
+        streamed_blocks=streamed,
     )
 
 

@@ -20,7 +20,7 @@ from .models.tokenizer import Tokenizer
 from .models.transformer import WanTransformer
 from .models.vae21 import WanVae
 from .models.vae_tiling import Tile, decode_tiled_chunks
-from .offload.residency import Residency
+from .offload.residency import KeepResident, Residency, TakeTurns
 from .offload.weights import Place, Weights
 from .pacing import Pacer
 from .placement import Placement
@@ -28,6 +28,7 @@ from .report import Decision
 from .specs import Expert, TransformerSpec, latent_frames
 
 _CACHED_PROMPTS = 32
+_TEXT = "text encoder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class TextEncoder:
     def __init__(self, weights: Weights, tokenizer: Tokenizer, decisions: Sequence[Decision]) -> None:
         self.weights = weights
         self.tokenizer = tokenizer
+        self._residency = TakeTurns({_TEXT: weights}) if weights.streamed else KeepResident({_TEXT: weights})
         self.decisions = tuple(decisions)
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -94,9 +96,12 @@ class TextEncoder:
         """Embeddings of the prompts, in their order; equal prompts are encoded once."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
         if missing:
-            self.weights.to_device(lambda done, total: hooks.on_load("text encoder", done, total))
-            with torch.inference_mode(), Pacer(self._encoder.blocks, hooks.should_stop):
-                encoded = encode_prompts(self._encoder, self.tokenizer, missing)
+            try:
+                self._residency.activate(_TEXT, hooks.on_load)
+                with torch.inference_mode(), Pacer(self._encoder.blocks, hooks.should_stop):
+                    encoded = encode_prompts(self._encoder, self.tokenizer, missing)
+            finally:
+                self._residency.release()
             # A copy made outside inference mode is an ordinary tensor that the host may do anything with.
             self._cache.update(zip(missing, encoded.float().cpu().clone(), strict=True))
         result = torch.stack([self._cache[prompt] for prompt in prompts])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from miniature.architecture import TRANSFORMER
+from miniature.architecture import TEXT_ENCODER, TRANSFORMER
 from miniature.write import write_miniature
 from tests.lora_files import write_lora
 from tests.unit.test_pipeline import Recorder
@@ -100,3 +100,16 @@ def test_a_run_of_one_expert_reads_the_other_not_at_all(folder, conditioning):
     hooks = Recorder()
     session.pipeline.sample(replace(plan, experts=high_only), conditioning, hooks=hooks)
     assert set(hooks.loaded) == {str(Expert.HIGH)}
+
+
+@pytest.mark.parametrize("streamed", [1, 2, 3, TEXT_ENCODER.num_layers])
+def test_the_text_encoder_streams_its_blocks(folder, conditioning, streamed):
+    pipeline = WanPipeline(find_model(folder), device="cpu")
+    plan = pipeline.plan(REQUEST, SIZE)
+    plan = replace(plan, text=replace(plan.text, streamed_blocks=streamed))
+    encoded = pipeline.encode(plan, "a red circle", "", report=Report())
+    assert torch.equal(encoded.positive, conditioning.positive)
+    assert torch.equal(encoded.negative, conditioning.negative)
+    weights = pipeline._text.weights
+    assert len(weights.streamed) == streamed and weights.bytes_on_device == weights.resident_bytes
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in weights.module.blocks)

@@ -195,10 +195,15 @@ def test_start_step_past_the_end_is_a_sentence():
         resolve(preset("auto"), H200, T2V_A14B_TRANSFORMER, workload(start_step=40))
 
 
-def test_text_encoder_goes_to_the_host_where_the_device_is_full():
-    assert resolve_text(preset("auto"), H200, UMT5_XXL).device == "cuda:0"
-    full = resolve_text(preset("auto"), replace(H200, free_memory=6 * GIB), UMT5_XXL)
-    assert full.device == "cpu" and "do not fit" in full.to_text()
+def test_text_encoder_streams_and_then_goes_to_the_host_where_the_device_is_full():
+    whole = resolve_text(preset("auto"), H200, UMT5_XXL)
+    assert (whole.device, whole.streamed_blocks) == ("cuda:0", 0)
+    tight = resolve_text(preset("auto"), replace(H200, free_memory=6 * GIB), UMT5_XXL)
+    assert tight.device == "cuda:0" and tight.peak_bytes <= 6 * GIB
+    assert 2 < tight.streamed_blocks < UMT5_XXL.num_layers
+    assert f"{tight.streamed_blocks} of 24 blocks pass through two buffers" in tight.to_text()
+    full = resolve_text(preset("auto"), replace(H200, free_memory=3 * GIB), UMT5_XXL)
+    assert (full.device, full.streamed_blocks) == ("cpu", 0) and "do not fit" in full.to_text()
 
 
 def test_decode_is_tiled_only_where_whole_frames_do_not_fit():
