@@ -32,14 +32,18 @@ SETTINGS = MappingProxyType(
         "tf32": ("precision.tf32", "TF32 for what is left in float32, during the run only. Needs an NVIDIA GPU."),
         "guidance": (
             "guidance.execution",
-            "Conditional and unconditional pass in one batch or one after the other: same result, different memory.",
+            "Conditional and unconditional pass in one batch, one after the other, or on two CUDA streams at once: "
+            "same result, different memory.",
         ),
         "offload": (
             "offload.policy",
             "resident keeps both experts on the device; experts keeps the idle one in host memory; stream lets the "
             "last blocks of the running one pass through two buffers. auto: the first of these that fits.",
         ),
-        "compile": ("compile.mode", "torch.compile of the transformer block; the first step of a new size is slow."),
+        "compile": (
+            "compile.mode",
+            "torch.compile of the transformer block, in place of fused kernels; the first step of a new size is slow.",
+        ),
         "vae_tiling": ("vae.tiling", "Decode whole frames or overlapping tiles. auto: tiles where frames do not fit."),
         "vae_precision": ("vae.precision", "Dtype of the VAE."),
         "quality": (
@@ -62,6 +66,10 @@ SETTINGS = MappingProxyType(
         "memory_budget": (
             "offload.budget",
             "GiB of the GPU's memory that a run may take, for example 22.5. auto: what is free.",
+        ),
+        "fused_kernels": (
+            "fusion.kernels",
+            "Norms, sums and rotations of a block in Triton kernels, with float32 inside. auto: where they run.",
         ),
     }
 )
@@ -86,7 +94,8 @@ class OptimizationProfileNode(io.ComfyNode):
                     "preset",
                     options=list(profiles.PRESETS),
                     default="auto",
-                    tooltip="auto: chosen for this machine. reference: float32, the yardstick, slow. exact: compiled. "
+                    tooltip="auto: chosen for this machine. reference: float32, the yardstick, slow. exact: exact "
+                    "kernels only, whatever auto may come to allow. "
                     "80gb, 40gb, 24gb, 16gb: auto within 78, 38, 22.5 and 14.5 GiB of the GPU; weights that do not "
                     "fit wait in host memory. cpu: float32, for running without a GPU.",
                 ),

@@ -14,6 +14,7 @@ from wan_core.recipes import SampleRequest, VideoSize, recipe
 from wan_core.specs import T2V_A14B_TRANSFORMER, UMT5_XXL, WAN21_VAE, Expert
 
 GIB = 2**30
+COMPILED = preset("auto").with_settings({"compile.mode": "default"})
 H200 = Hardware(
     device="cuda:0",
     name="NVIDIA H200",
@@ -142,15 +143,15 @@ def test_a_strict_profile_stops_instead():
 
 
 def test_compile_needs_a_gpu_and_says_so():
-    plan = resolve(preset("exact"), CPU, MINIATURE, workload(VideoSize(width=128, height=128, num_frames=17)))
+    plan = resolve(COMPILED, CPU, MINIATURE, workload(VideoSize(width=128, height=128, num_frames=17)))
     assert plan.binding.compile_mode == "off"
     assert "GPU" in decision(plan, "compile").reason
-    assert planned("exact", H200).binding.compile_mode == "default"
+    assert planned(COMPILED, H200).binding.compile_mode == "default"
 
 
 def test_fused_kernels_stand_in_for_the_compiler():
     with_triton = replace(H200, libraries=(*H200.libraries, ("triton", "3.6.0")))
-    eager, compiled = planned("auto", with_triton), planned("exact", with_triton)
+    eager, compiled = planned("auto", with_triton), planned(COMPILED, with_triton)
     assert (eager.binding.compile_mode, eager.binding.block_kernels) == ("off", "triton")
     assert (compiled.binding.compile_mode, compiled.binding.block_kernels) == ("default", "off")
     assert "compiler" in decision(compiled, "fused kernels").reason
@@ -158,13 +159,13 @@ def test_fused_kernels_stand_in_for_the_compiler():
     assert planned(unfused, with_triton).binding.block_kernels == "off"
     bare = planned("auto", replace(H200, libraries=()))
     assert (bare.binding.block_kernels, decision(bare, "fused kernels").reason) == ("off", "Triton is not installed")
-    strict = preset("exact").with_settings({"fusion.kernels": "triton", "on_unsupported": "error"})
+    strict = COMPILED.with_settings({"fusion.kernels": "triton", "on_unsupported": "error"})
     with pytest.raises(UnsupportedError, match="fused by its compiler; use 'off'"):
         planned(strict, with_triton)
 
 
 def test_other_kernels_are_another_build_of_the_same_weights():
-    auto, exact = planned("auto", H200).binding, planned("exact", H200).binding
+    auto, exact = planned("auto", H200).binding, planned(COMPILED, H200).binding
     assert auto.key != exact.key and auto.weights_key == exact.weights_key
     wide = preset("auto").with_settings({"precision.weights": "float16"})
     assert planned(wide, H200).binding.weights_key != auto.weights_key
@@ -172,7 +173,7 @@ def test_other_kernels_are_another_build_of_the_same_weights():
 
 def test_the_key_depends_on_what_is_bound_and_not_on_the_size():
     assert planned("auto", H200).key == planned("auto", H200, SMALL).key
-    assert planned("auto", H200).key != planned("exact", H200).key
+    assert planned("auto", H200).key != planned(COMPILED, H200).key
 
 
 def test_the_plan_is_pure():
@@ -213,15 +214,16 @@ def test_decode_is_tiled_only_where_whole_frames_do_not_fit():
 
 
 def test_the_vaes_kernels_follow_the_profile_and_the_machine():
-    def kernels(profile: str, hardware: Hardware) -> tuple[str, str]:
-        plan = resolve_decode(preset(profile), hardware, WAN21_VAE, HD.latent_size)
+    def kernels(profile: OptimizationProfile | str, hardware: Hardware) -> tuple[str, str]:
+        profile = preset(profile) if isinstance(profile, str) else profile
+        plan = resolve_decode(profile, hardware, WAN21_VAE, HD.latent_size)
         (decision,) = (each for each in plan.decisions if each.topic == "VAE fused kernels")
         assert decision.chosen == plan.kernels
         return plan.kernels, decision.reason
 
     with_triton = replace(H200, libraries=(("triton", "3.6.0"),))
     assert kernels("auto", with_triton) == ("triton", "")
-    assert kernels("exact", with_triton) == ("triton", "")  # compiles the blocks, never the VAE
+    assert kernels(COMPILED, with_triton) == ("triton", "")  # compiles the blocks, never the VAE
     assert kernels("reference", with_triton)[0] == "off"
     assert kernels("auto", replace(H200, libraries=())) == ("off", "Triton is not installed")
     assert kernels("auto", CPU) == ("off", "need an NVIDIA GPU")
