@@ -12,7 +12,8 @@ from miniature.write import write_miniature
 from tests.lora_files import write_lora
 from tests.unit.test_pipeline import Recorder
 from wan_core.checkpoint.find import find_model
-from wan_core.errors import Interrupted
+from wan_core.errors import CheckpointError, Interrupted
+from wan_core.offload.weights import Weights
 from wan_core.pipeline import RunPlan, WanPipeline
 from wan_core.placement import Placement
 from wan_core.profiles import preset
@@ -100,6 +101,56 @@ def test_a_run_of_one_expert_reads_the_other_not_at_all(folder, conditioning):
     hooks = Recorder()
     session.pipeline.sample(replace(plan, experts=high_only), conditioning, hooks=hooks)
     assert set(hooks.loaded) == {str(Expert.HIGH)}
+
+
+def without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host has no room for a single copy."""
+    original = Weights.__init__
+
+    def init(weights: Weights, *args: object, **settings: object) -> None:
+        original(weights, *args, **settings)
+        weights.host_room = lambda: 0
+
+    monkeypatch.setattr(Weights, "__init__", init)
+
+
+@pytest.mark.parametrize("application", ["beside", "merged"])
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda each: f"{each.policy} {each.streamed_blocks}")
+def test_without_room_on_the_host_the_files_will_do(folder, conditioning, placement, application, monkeypatch):
+    resident = Session(folder, conditioning, Placement(policy="resident"), application)
+    expected = [resident.run(strength) for strength in (1.0, 0.5)]
+    without_room(monkeypatch)
+    placed = Session(folder, conditioning, placement, application)
+    assert all(torch.equal(placed.run(strength), latent) for strength, latent in zip((1.0, 0.5), expected, strict=True))
+    held = placed.pipeline._experts.weights.values()
+    assert sum(weights.bytes_on_host for weights in held) == 0
+
+
+class Vanishing(Recorder):
+    """Takes a file away after some blocks."""
+
+    def __init__(self, file: Path, after: int) -> None:
+        super().__init__()
+        self._file, self._after = file, after
+
+    def should_stop(self) -> bool:
+        if super().should_stop() or self.questions == self._after:
+            self._file.rename(self._file.with_suffix(".away"))
+        return False
+
+
+@pytest.mark.parametrize("after", [5, 16], ids=["of this expert", "of the next"])
+def test_a_file_that_vanishes_while_streaming_is_a_sentence(tmp_path, conditioning, after, monkeypatch):
+    without_room(monkeypatch)
+    write_miniature(tmp_path)
+    files = find_model(tmp_path)
+    file = files.high if after < 14 else files.low
+    session = Session(tmp_path, conditioning, PLACEMENTS[-1], "beside")
+    expected = session.run(0.0)
+    with pytest.raises(CheckpointError, match=file.name):
+        session.run(0.0, Vanishing(file, after))
+    file.with_suffix(".away").rename(file)
+    assert torch.equal(session.run(0.0), expected)
 
 
 @pytest.mark.parametrize("streamed", [1, 2, 3, TEXT_ENCODER.num_layers])

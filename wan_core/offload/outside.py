@@ -1,7 +1,8 @@
 """Layers of streamed blocks that are called outside of their block's forward.
 
 A block's hooks see only its forward. Where a layer in it is called from elsewhere (the keys and values of a text are
-projected once per run), that layer's own weights are brought for the call, and no others.
+projected once per run), that layer's matrix is brought for the call, and no other. All that is no matrix (norms,
+biases) is small and may be used without any call, so it is there for the whole time.
 """
 
 from collections.abc import Iterator
@@ -17,18 +18,21 @@ from .weights import Weights
 @contextmanager
 def single_layers(weights: Weights) -> Iterator[None]:
     """While it is open, the layers of streamed blocks can be called one by one; the blocks themselves cannot."""
-    with ExitStack() as hooks:
+    with ExitStack() as ending:
         for unit in weights.streamed:
-            for layer, part in _layers(weights, unit):
+            matrices = {slot.name for slot in unit.slots if len(slot.shape) == 2}
+            small = unit.part(set(unit.names) - matrices)
+            ending.callback(weights.put_back, weights.lend(small))
+            for layer, part in _layers(weights, unit, matrices):
                 for handle in _hooked(weights, layer, part):
-                    hooks.callback(handle.remove)
+                    ending.callback(handle.remove)
         yield
 
 
-def _layers(weights: Weights, unit: Unit) -> Iterator[tuple[nn.Module, Unit]]:
-    """Every layer in a block that holds tensors by itself, with these."""
+def _layers(weights: Weights, unit: Unit, matrices: set[str]) -> Iterator[tuple[nn.Module, Unit]]:
+    """Every layer in a block that holds a matrix by itself, with this."""
     for path, layer in weights.block(unit).named_modules(prefix=f"blocks.{unit.block}"):
-        names = {name for name in unit.names if name.rpartition(".")[0] == path}
+        names = {name for name in matrices if name.rpartition(".")[0] == path}
         if names and layer is not weights.block(unit):
             yield layer, unit.part(names)
 

@@ -24,7 +24,7 @@ class Block(nn.Module):
 
 
 class Tower(nn.Module):
-    """Blocks between two layers; `prepare` uses a layer of each block outside of its forward."""
+    """Blocks between two layers; `prepare` uses a layer and a vector of each block outside of its forward."""
 
     def __init__(self, num_blocks: int, dim: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Tower(nn.Module):
         self.last = nn.Linear(dim, dim)
 
     def prepare(self, text: Tensor) -> list[Tensor]:
-        return [block.outer(text) for block in self.blocks]
+        return [block.outer(text) * block.scale for block in self.blocks]
 
     def forward(self, x: Tensor, text: list[Tensor]) -> Tensor:
         x = self.first(x)
