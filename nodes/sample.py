@@ -8,7 +8,7 @@ from torch import Tensor
 from ..wan_core.build import measure_kernels
 from ..wan_core.component_plan import resolve_decode
 from ..wan_core.errors import InputError
-from ..wan_core.estimate import Knowledge, Part, RunEstimate, decode_parts, learn, sampling_parts
+from ..wan_core.estimate import Knowledge, Part, RunEstimate, decode_parts, learn, likely_decode, sampling_parts
 from ..wan_core.plan import ExecutionPlan, Workload, resolve
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import RECIPES, SOLVERS, Recipe, SampleRequest, recipe
@@ -156,10 +156,11 @@ class MoeSampler(io.ComfyNode):
 def _decode_after(
     profile: OptimizationProfile, plan: ExecutionPlan, spec: TransformerSpec, known: Knowledge
 ) -> tuple[Part, ...]:
-    """What decoding will take after the released model, whose VAE is known without being connected."""
-    if spec != T2V_A14B_TRANSFORMER:
-        return ()
+    """What decoding will take: what it took last, else that of the released model, whose VAE needs no connection."""
     size = plan.workload.latent_size
+    remembered = likely_decode((plan.workload.batch, *size), known)
+    if remembered or spec != T2V_A14B_TRANSFORMER:
+        return remembered
     decode = resolve_decode(profile, known.hardware, VaeSpec(), size)
     return decode_parts(decode, VaeSpec(), (plan.workload.batch, *size), known)
 

@@ -14,6 +14,7 @@ from typing import Literal
 from . import history as store
 from .attention import verdict_store
 from .attention.calibrate import BUDGET_SECONDS, is_measurable
+from .attention.interface import KernelChoice
 from .attention.verdicts import Calibration
 from .component_plan import ComponentPlan
 from .footprint import expert_sizes, text_encoder_sizes
@@ -32,6 +33,10 @@ BUILD_SECONDS = 2.0
 # Seconds before the first step of a new build: kernels loaded and tuned, and with torch.compile the block compiled
 # (one H200: 1.1 and 11.2 s, benchmarks/results/attention_h200_202611.md).
 WARM_UP_SECONDS, COMPILE_SECONDS = 1.0, 11.0
+# Share of the rate of matrix products that attention kernels reach at 720p on one H200
+# (benchmarks/results/attention_h200_202611.md); what is not here counts as `ATTENTION_EFFICIENCY`.
+ATTENTION_SHARES = {"flash-attn-4": 0.85, "flash-attn-3": 0.80, "cudnn": 0.70, "sdpa": 0.72, "flash": 0.45,
+                    "flash-attn-2": 0.45, "xformers": 0.45, "efficient": 0.22}  # fmt: skip
 # Frames to H.264, pixels per second.
 VIDEO_RATE = 5.0e7
 # Operations per token and parameter of the text encoder; both prompts are padded to nothing, so this is an upper bound.
@@ -266,13 +271,17 @@ def _steps(plan: ExecutionPlan, spec: TransformerSpec, known: Knowledge, expert:
     )
     seconds = 0.0
     if rate := known.hardware.rate(plan.binding.dtype):
-        share = ATTENTION_EFFICIENCY * rate
-        self_rate = known.calibration.rate(plan.binding.attention) or share
-        cross_rate = known.calibration.rate(plan.binding.cross_attention) or share
+        self_rate = _attention_rate(plan.binding.attention, rate, known)
+        cross_rate = _attention_rate(plan.binding.cross_attention, rate, known)
         attention_seconds = flops.self_attention / self_rate + flops.cross_attention / cross_rate
         seconds = passes * (flops.linear / (LINEAR_EFFICIENCY * rate) + attention_seconds) / 1e12
     name = f"{expert.value} noise step"
     return Part(name=name, stage="sample", task=task, seconds=seconds, count=plan.split.count(expert))
+
+
+def _attention_rate(choice: KernelChoice, rate: float, known: Knowledge) -> float:
+    """TFLOP/s of the kernel that runs: timed here, else a share of the rate of matrix products."""
+    return known.calibration.rate(choice) or rate * ATTENTION_SHARES.get(choice.names[0], ATTENTION_EFFICIENCY)
 
 
 def _measured(report: Report) -> dict[str, float]:
