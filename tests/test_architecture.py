@@ -163,7 +163,7 @@ def _nodes(path: PurePosixPath, node: ast.Import | ast.ImportFrom) -> Iterator[s
 
 
 def source_files() -> list[str]:
-    folders = ("wan_core", "nodes", "miniature", "benchmarks", "tests")
+    folders = ("wan_core", "nodes", "miniature", "benchmarks", "assets", "tests")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     found += [path for path in (ROOT / "__init__.py", ROOT / "quickstart.py") if path.exists()]
     return sorted(path.relative_to(ROOT).as_posix() for path in found)

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.host.client import Client, RejectedError
+from tests.host.graphs import inputs, node_id
 from tests.workflows.ui_format import NOTES, SHIPPED, api_workflow, to_api, ui_workflow, widget_names
 
 
@@ -32,8 +33,41 @@ def test_template_browser_finds_them(client: Client) -> None:
     assert sorted(found) == SHIPPED
 
 
-def test_real_files_are_all_that_the_official_workflow_lacks(client: Client) -> None:
+REAL = [name for name in SHIPPED if "a14b" in name]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_are_all_that_a_real_workflow_lacks(client: Client, name: str) -> None:
     with pytest.raises(RejectedError) as refusal:
-        client.queue(api_workflow("wan_velocity_t2v_a14b_official"))
+        client.queue(api_workflow(name))
     problems = str(refusal.value).splitlines()
     assert problems and all("there is no 'wan" in line or "there is no 'umt5" in line for line in problems)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_file_that_a_real_workflow_names_can_be_found(name: str) -> None:
+    """The editor offers to download what is missing by the links that a node carries."""
+    offered = {}
+    for node in ui_workflow(name)["nodes"]:
+        for model in node["properties"].get("models", ()):
+            assert model["url"].endswith(f"/{model['directory']}/{model['name']}")
+            offered[model["name"]] = model["directory"]
+    named = {value for node in api_workflow(name).values() for value in node["inputs"].values() if is_file(value)}
+    assert named <= offered.keys()
+    (note,) = [node["widgets_values"][0] for node in ui_workflow(name)["nodes"] if node["type"] in NOTES]
+    assert all(f"[{file}]" in note for file in offered)
+
+
+def is_file(value: object) -> bool:
+    return isinstance(value, str) and value.endswith(".safetensors")
+
+
+def test_profiles_are_compared_as_the_workflow_says(client: Client) -> None:
+    graph = api_workflow("wan_velocity_compare_profiles")
+    inputs(graph, "WanVelocityEmptyLatent").update(width=64, height=64, frames=5)
+    run = client.run(graph)
+    assert run.status == "execution_success", run.error
+    comparison = node_id(graph, "WanVelocityCompare")
+    assert "PSNR" in run.text(comparison) and "SSIM" in run.text(comparison)
+    reports = [run.text(key) for key, node in graph.items() if node["class_type"] == "PreviewAny"]
+    assert "self attention: math" in reports[0] and "self attention: math" not in reports[1]

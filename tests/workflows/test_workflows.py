@@ -1,6 +1,7 @@
 """The shipped workflows are sound as files, and their two formats agree; needs no ComfyUI."""
 
 import pytest
+from PIL import Image
 
 from tests.workflows.ui_format import NOTES, ROOT, SHIPPED, api_workflow, ui_workflow
 
@@ -55,6 +56,12 @@ def test_is_explained_and_belongs_to_the_pack(name: str) -> None:
     assert all(
         pack == ("wan-velocity" if kind.startswith("WanVelocity") else "comfy-core") for kind, pack in packs.items()
     )
+
+
+def test_has_a_picture_for_the_template_browser(name: str) -> None:
+    with Image.open(ROOT / "workflows" / f"{name}.jpg") as picture:
+        assert picture.format == "JPEG" and picture.width >= 400 and 1.0 <= picture.width / picture.height <= 2.0
+    assert (ROOT / "workflows" / f"{name}.jpg").stat().st_size < 100_000
 
 
 def test_nodes_do_not_overlap(name: str) -> None:
