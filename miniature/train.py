@@ -121,7 +121,7 @@ def _parse() -> argparse.Namespace:
                         help="another setting, for example vae.num_steps=4000")  # fmt: skip
     parser.add_argument("--take-up", type=Path, metavar="DIR", help="go on from weights and log written by another run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--eager", action="store_true", help="compile and record nothing")
     parser.add_argument("--smoke", action="store_true", help="run every stage in seconds on a CPU; learns nothing")
     return parser.parse_args()
 

@@ -21,6 +21,7 @@ from wan_core.sampling.schedule import shift_sigma
 from wan_core.specs import NUM_TRAIN_TIMESTEPS, Expert
 
 from .bank import Bank
+from .captured import CapturedStep
 from .initial import init_text_encoder, init_transformer
 from .journal import Journal
 from .machine import Machine
@@ -101,15 +102,24 @@ def train_experts(
         average.load_state_dict(state["average"])
         pace.restore(state["pace"])
     generator = torch.Generator(machine.device)
+
+    def step() -> dict[str, Tensor]:
+        loss = {
+            f"loss_{expert.value}": value for expert, value in step_losses(trainee, bank, options, machine, generator)
+        }
+        norm = optimiser.step(sum(loss.values()))
+        average.update()
+        return loss | {"gradient": norm}
+
+    captured = CapturedStep(step, generator, captures=machine.compiles)
     while not pace.finished and not deadline.passed(_SAVE_RESERVE):
         generator.manual_seed(settings.seed * 1_000_003 + pace.step)
-        loss = {expert.value: value for expert, value in step_losses(trainee, bank, options, machine, generator)}
-        norm = optimiser.step(sum(loss.values()), pace, settings.warmup_steps)
-        average.update(pace.step)
+        optimiser.set_pace(pace, settings.warmup_steps)
+        average.set_step(pace.step)
+        values = captured()
         pace.tick()
         if pace.step % settings.log_every == 0:
-            values = {f"loss_{name}": value for name, value in loss.items()}
-            journal.write_losses("experts", pace, values | {"gradient": norm})
+            journal.write_losses("experts", pace, values)
     modules = {name: module.state_dict() for name, module in trainee.modules.items()}
     state = {"optimiser": optimiser.state_dict(), "average": average.state_dict(), "pace": pace.state()}
     store.save("experts", {"modules": modules, **state})

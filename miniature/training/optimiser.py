@@ -44,15 +44,15 @@ class Muon:
         }
 
     @torch.no_grad()
-    def step(self, learning_rate: float, weight_decay: float) -> None:
+    def step(self, learning_rate: Tensor, weight_decay: float) -> None:
         for shape, group in self._groups.items():
             gradient = torch.stack([parameter.grad.flatten(1) for parameter in group])
             momentum = self._momenta[shape]
             momentum.lerp_(gradient, 1 - _MOMENTUM)
             update = orthogonalised(gradient.lerp(momentum, _MOMENTUM))
+            update = update * (learning_rate * -(_UPDATE_RMS * max(shape) ** 0.5))
             torch._foreach_mul_(group, 1 - learning_rate * weight_decay)
-            steps = [step.view_as(parameter) for step, parameter in zip(update, group, strict=True)]
-            torch._foreach_add_(group, steps, alpha=-learning_rate * _UPDATE_RMS * max(shape) ** 0.5)
+            torch._foreach_add_(group, [step.view_as(each) for step, each in zip(update, group, strict=True)])
 
     def state_dict(self) -> list[Tensor]:
         return list(self._momenta.values())
@@ -75,7 +75,10 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 class Optimiser:
-    """One step for all parameters of some modules. Matrices decay, vectors do not."""
+    """One step for all parameters of some modules. Matrices decay, vectors do not.
+
+    The learning rates are tensors that stay where they are, so that a recorded step follows them.
+    """
 
     def __init__(self, modules: Mapping[str, nn.Module], learning_rate: float, weight_decay: float = 0.0) -> None:
         named = [item for module in modules.values() for item in module.named_parameters()]
@@ -84,20 +87,26 @@ class Optimiser:
         inner = {parameter for name, parameter in named if mixes_features(name, parameter)}
         self._muon = Muon([parameter for parameter in self._parameters if parameter in inner])
         others = [parameter for parameter in self._parameters if parameter not in inner]
-        fused = others[0].is_cuda
-        self._adam = torch.optim.AdamW(others, lr=learning_rate, betas=_BETAS, weight_decay=0.0, fused=fused)
+        on_gpu, device = others[0].is_cuda, others[0].device
+        self._rate, self._adam_rate = (torch.tensor(learning_rate, device=device) for _ in range(2))
+        self._adam = torch.optim.AdamW(
+            others, lr=self._adam_rate, betas=_BETAS, weight_decay=0.0, fused=on_gpu, capturable=on_gpu
+        )
 
-    def step(self, loss: Tensor, pace: Pace, warmup_steps: int) -> Tensor:
+    def set_pace(self, pace: Pace, warmup_steps: int) -> None:
+        """The rates of the coming step."""
+        rate = self._learning_rate * pace.rate(warmup_steps)
+        self._rate.fill_(rate)
+        self._adam_rate.fill_(_ADAM_SHARE * rate)
+
+    def step(self, loss: Tensor) -> Tensor:
         """Backward, clip, step; returns the norm of the gradient."""
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT)
-        rate = self._learning_rate * pace.rate(warmup_steps)
-        for group in self._adam.param_groups:
-            group["lr"] = _ADAM_SHARE * rate
         self._adam.step()
-        self._muon.step(rate, self._weight_decay)
+        self._muon.step(self._rate, self._weight_decay)
         return norm
 
     def state_dict(self) -> dict:
@@ -105,6 +114,8 @@ class Optimiser:
 
     def load_state_dict(self, state: dict) -> None:
         self._adam.load_state_dict(state["adam"])
+        for group in self._adam.param_groups:
+            group["lr"] = self._adam_rate  # not the copy that was saved
         self._muon.load_state_dict(state["muon"])
 
 
@@ -125,12 +136,18 @@ class MovingAverage:
             for name, parameter in module.named_parameters()
         }
         self._averages = {name: parameter.detach().clone() for name, parameter in self._live.items()}
+        self._weight = torch.zeros((), device=next(iter(self._averages.values())).device)
+
+    def set_step(self, step: int) -> None:
+        """The weight that the coming update gives to the parameters."""
+        self._weight.fill_(1 - min(self._decay, (1 + step) / (10 + step)))
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self._decay, (1 + step) / (10 + step))
-        live = [parameter.detach() for parameter in self._live.values()]
-        torch._foreach_lerp_(list(self._averages.values()), live, 1 - decay)
+    def update(self) -> None:
+        averages = list(self._averages.values())
+        change = torch._foreach_sub([parameter.detach() for parameter in self._live.values()], averages)
+        torch._foreach_mul_(change, self._weight)
+        torch._foreach_add_(averages, change)
 
     def of(self, part: str) -> dict[str, Tensor]:
         """Averages of one module, by its own parameter names."""

@@ -7,6 +7,7 @@ makes a latent of zero mean and unit variance into one with the released model's
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import torch
@@ -17,6 +18,7 @@ from miniature.scenes import draw_scene
 from wan_core.models.vae21 import WanVae
 from wan_core.specs import LATENT_MEAN, LATENT_STD
 
+from .captured import CapturedStep
 from .initial import init_vae
 from .journal import Journal
 from .machine import Machine
@@ -47,9 +49,13 @@ class ClipSource:
         video = self.painter(SceneNumbers(*(part[index] for part in self.scenes)), size)
         if window is None:
             return video
-        host = torch.Generator().manual_seed(generator.initial_seed())
-        top, left = (int(torch.randint(side - window + 1, (), generator=host)) for side in (size.height, size.width))
-        return video[..., top : top + window, left : left + window]
+        # By an index on the device: a position that the host knows would be the same in every replay of a step.
+        rows, columns = (
+            torch.randint(side - window + 1, (1,), generator=generator, device=device)
+            + torch.arange(window, device=device)
+            for side in (size.height, size.width)
+        )
+        return video.index_select(-2, rows).index_select(-1, columns)
 
 
 def train_vae(
@@ -68,20 +74,26 @@ def train_vae(
         pace.restore(state["pace"])
     clip, painter = machine.whole_clip(vae), machine.compiled(paint)
     source = clip_source(f"vae {settings.seed}", options.num_scenes, machine, painter)
-    generator, whole = torch.Generator(machine.device), False
-    while not pace.finished:
-        generator.manual_seed(settings.seed * 1_000_003 + pace.step)
-        if pace.progress >= options.whole_after and not whole:
-            whole = True
-            pace.expect_compilation()
+    generator, price = torch.Generator(machine.device), torch.zeros((), device=machine.device)
+
+    def step(*, whole: bool) -> dict[str, Tensor]:
         with machine.autocast():
             parts = losses(clip, draw_batch(source, options, generator, whole=whole), generator)
-        price = options.kl_weight * min(pace.progress / options.kl_ramp, 1.0)
         loss = parts["mse"] + options.absolute_weight * parts["l1"] + price * parts["kl"]
-        norm = optimiser.step(loss, pace, settings.warmup_steps)
+        return parts | {"gradient": optimiser.step(loss)}
+
+    captured, whole = CapturedStep(partial(step, whole=False), generator, captures=machine.compiles), False
+    while not pace.finished:
+        if pace.progress >= options.whole_after and not whole:
+            captured, whole = CapturedStep(partial(step, whole=True), generator, captures=machine.compiles), True
+            pace.expect_compilation()
+        generator.manual_seed(settings.seed * 1_000_003 + pace.step)
+        optimiser.set_pace(pace, settings.warmup_steps)
+        price.fill_(options.kl_weight * min(pace.progress / options.kl_ramp, 1.0))
+        values = captured()
         pace.tick()
         if pace.step % settings.log_every == 0:
-            journal.write_losses("vae", pace, parts | {"gradient": norm})
+            journal.write_losses("vae", pace, values)
         if deadline.passed(_SAVE_RESERVE) and not pace.finished:
             store.save("vae", {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "pace": pace.state()})
             return None
