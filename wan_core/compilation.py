@@ -31,6 +31,7 @@ FALLBACKS = MappingProxyType(
         "default": "off",
     }
 )
+CUDA_GRAPH_MODES = frozenset({"reduce-overhead", "max-autotune"})
 # Sizes of video times batches of one and two; PyTorch's own limit of 8 would stop a session that tries out sizes.
 MAX_GRAPHS = 64
 
@@ -63,7 +64,9 @@ class Region:
                 compiled[mode] = self._compile(plain, mode)
             try:
                 with torch._dynamo.config.patch(cache_size_limit=MAX_GRAPHS):
-                    return compiled[mode](*inputs)
+                    x = compiled[mode](*inputs)
+                # What a CUDA graph answers is overwritten when it runs again, for the next block or the other pass.
+                return x.clone() if mode in CUDA_GRAPH_MODES and x.is_cuda else x
             except self._compiler_errors as error:
                 self.rejected.append(Rejection(name=mode, reason=_reason(error)))
                 self.mode = FALLBACKS[mode]

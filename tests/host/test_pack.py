@@ -16,6 +16,7 @@ WIDGETS = {
     "WanVelocityProfile": [
         "preset", "attention", "cross_attention", "weights", "residual", "tf32", "guidance", "offload", "compile",
         "vae_tiling", "vae_precision", "quality", "on_unsupported", "lora", "streamed_blocks", "memory_budget",
+        "fused_kernels",
     ],
     "WanVelocityLoadTextEncoder": ["file"],
     "WanVelocityEncodeText": ["prompt", "negative_prompt"],

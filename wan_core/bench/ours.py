@@ -7,6 +7,7 @@ is projected to keys and values once and not in every step, because that is how 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,8 +17,11 @@ from ..build import build_experts, build_text_encoder, build_vae, measure_kernel
 from ..checkpoint.experts import ExpertPair
 from ..checkpoint.inventory import text_encoder_shapes, transformer_shapes, vae_shapes
 from ..checkpoint.vae import VaeSource
+from ..choices import KERNELS_TOPIC
+from ..compilation import Region
 from ..component_plan import ComponentPlan, resolve_decode, resolve_text
 from ..components import TextEncoder
+from ..errors import UnsupportedError
 from ..hardware import Hardware
 from ..hooks import Silent
 from ..models.transformer import WanTransformer
@@ -68,7 +72,7 @@ class ProfileCandidate:
         experts.residency.activate(Expert.HIGH, lambda what, done, total: None)
         steps = _Steps(experts.transformers[Expert.HIGH], plan, task)
         return Prepared(
-            run=steps.run,
+            run=partial(_as_asked, steps, experts.region),
             module=experts.transformers[Expert.HIGH],
             facts=_facts_of_step(plan, experts.decisions),
             is_compiled=plan.binding.compile_mode != "off",
@@ -149,14 +153,23 @@ class _Steps:
         return self._predicted
 
 
+def _as_asked(steps: _Steps, region: Region) -> Tensor:
+    """A step; one that fell back to another mode of compiling is not what the row says it is."""
+    output = steps.run()
+    if region.rejected:
+        reasons = "; ".join(f"{item.name}: {item.reason}" for item in region.rejected)
+        raise UnsupportedError(f"compiling fell back to {region.mode!r} here ({reasons}); measure that by its name")
+    return output
+
+
 def _facts_of_step(plan: ExecutionPlan, built: tuple[Decision, ...]) -> Facts:
     decisions = {decision.topic: decision for decision in (*plan.decisions, *built) if decision.topic != _PLACEMENT}
     binding = plan.binding
     attention, cross = (decisions[choice.topic].chosen for choice in (binding.attention, binding.cross_attention))
     return Facts(
         summary=f"{binding.dtype}, {binding.residual} residual, attention {attention}, cross attention {cross}, "
-        f"{plan.guidance} guidance, "
-        f"compile {binding.compile_mode}; with the solver's step",
+        f"{plan.guidance} guidance, compile {binding.compile_mode}, "
+        f"fused kernels {decisions[KERNELS_TOPIC].chosen}; with the solver's step",
         dtype=binding.dtype,
         details=tuple(map(str, decisions.values())),
     )

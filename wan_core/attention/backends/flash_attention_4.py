@@ -11,6 +11,7 @@ power limit 703 instead of 662 TFLOP/s at 75,600 tokens (one H200, 2026-11-21).
 """
 
 import os
+import warnings
 
 from torch import Tensor
 
@@ -23,14 +24,17 @@ from .opaque import opaque, vendor_errors
 _WIDE_TILE = (192, 112)
 
 
-def _keep_kernels() -> None:
-    """Read once, when the library is imported; whoever has set them has reasons."""
+def _prepare() -> None:
+    """To be called before the library is imported."""
+    # It warns of an argument of its own whenever it compiles, once for each kernel and in several lines.
+    warnings.filterwarnings("ignore", message="Argument aux_data .* cannot be converted")
+    # Read once, at the import; whoever has set them has reasons.
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash-attn-4"))
 
 
 def _load() -> Attend:
-    _keep_kernels()
+    _prepare()
     with vendor_errors():
         from flash_attn.cute import flash_attn_func
 
@@ -42,7 +46,7 @@ def _load() -> Attend:
 
 
 def _load_wide() -> Attend:
-    _keep_kernels()
+    _prepare()
     with vendor_errors():
         # The tile is an argument of this function alone; that it is not public is why the backend stands on its own.
         from flash_attn.cute.interface import _flash_attn_fwd
