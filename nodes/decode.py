@@ -5,13 +5,13 @@ from einops import rearrange
 from torch import Tensor, empty
 
 from ..wan_core.component_plan import ComponentPlan, resolve_decode
-from ..wan_core.components import Vae
 from ..wan_core.estimate import Knowledge, decode_parts, learn
 from ..wan_core.frames import fractions, on_host
 from ..wan_core.profiles import OptimizationProfile, preset
+from ..wan_core.recovery.ladder import decode_down_the_ladder, smaller_tiles
 from ..wan_core.report import Report
 from ..wan_core.specs import video_frames
-from . import host, live, native
+from . import host, live, native, saved_runs
 from .handles import VaeHandle
 from .io_types import WanProfile, WanVae
 
@@ -53,18 +53,27 @@ class DecodeLatent(io.ComfyNode):
         parts = decode_parts(plan, vae.spec, shape, Knowledge.of(hardware), place=vae.place)
         hooks = live.NodeHooks(cls.hidden.unique_id)
         with host.interruptible(), report.phase("decode"):
-            images = _decode(vae.ready(plan, hooks.on_load), samples, plan, hooks)
-        learn(parts, report, hardware)
+            images = _decode(vae, samples, plan, hooks, report)
+        if not report.decisions:  # smaller tiles take another time
+            learn(parts, report, hardware)
+        saved_runs.decoded(latent)
         return io.NodeOutput(images)
 
 
-def _decode(vae: Vae, samples: Tensor, plan: ComponentPlan, hooks: live.NodeHooks) -> Tensor:
-    """Frames (B F, H, W, 3) in [0, 1], written to their place as they are decoded."""
+def _decode(vae: VaeHandle, samples: Tensor, plan: ComponentPlan, hooks: live.NodeHooks, report: Report) -> Tensor:
+    """Frames (B F, H, W, 3) in [0, 1], written to their place as they are decoded; in smaller tiles where they must."""
     batch, _, num_latent_frames, height, width = samples.shape
     shape = (batch, video_frames(num_latent_frames), height * 8, width * 8, 3)
     device = host.result_device()
     images, start = empty(shape, device=device), 0
-    chunks = vae.decode_chunks(samples, plan.tile, hooks)
+    chunks = decode_down_the_ladder(
+        lambda tile: vae.ready(plan, hooks.on_load).decode_chunks(samples, tile, hooks),
+        plan.tile,
+        smaller_tiles(vae.spec, tuple(samples.shape[2:]), plan.dtype),
+        report,
+        host.free_device,
+        hooks.on_warning,
+    )
     # Where the host wants results on the device, they never leave it.
     for frames in on_host(chunks, fractions) if device.type == "cpu" else map(fractions, chunks):
         end = start + frames.shape[1]

@@ -58,6 +58,19 @@ def stamps(kind: str, names: Sequence[str | None]) -> str:
     return repr([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
+def saved_runs_folder() -> Path:
+    """Where runs that did not end wait to be resumed; a folder of the host's that it does not show over HTTP."""
+    return Path(folder_paths.get_user_directory(), "__wan_velocity", "saved_runs")
+
+
+def free_device() -> None:
+    """Give back all device memory that can be given back, ours included: what is needed next comes back by itself."""
+    device = comfy.model_management.get_torch_device()
+    if device.type != "cpu":
+        comfy.model_management.free_memory(1 << 62, device)
+        comfy.model_management.soft_empty_cache()
+
+
 def hardware(*, measure: bool = True) -> Hardware:
     """The device that the host computes on, with what it would evict for us counted as free.
 

@@ -5,19 +5,16 @@ from collections.abc import Mapping
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..wan_core.build import measure_kernels
-from ..wan_core.component_plan import resolve_decode
 from ..wan_core.errors import InputError
-from ..wan_core.estimate import Knowledge, Part, RunEstimate, decode_parts, learn, likely_decode, sampling_parts
-from ..wan_core.plan import ExecutionPlan, Workload, resolve
+from ..wan_core.plan import Workload, resolve
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import RECIPES, SOLVERS, Recipe, SampleRequest, recipe
 from ..wan_core.report import Report
-from ..wan_core.sample import Conditioning, sample
-from ..wan_core.specs import T2V_A14B_TRANSFORMER, TransformerSpec, VaeSpec
-from . import host, live, native
+from ..wan_core.sample import Conditioning
+from . import host, live, native, saved_runs
 from .handles import ExpertsHandle
 from .io_types import WanExperts, WanProfile
+from .run import SamplerRun
 
 CUSTOM = "custom"
 _OFFICIAL = recipe("official")
@@ -81,6 +78,16 @@ class MoeSampler(io.ComfyNode):
                     "video to video. An empty latent wants 1.",
                 ),
                 *_expert_inputs(),
+                io.Combo.Input(
+                    "resume",
+                    options=saved_runs.choices(),
+                    optional=True,
+                    default=saved_runs.AUTOMATIC,
+                    tooltip="automatic goes on with an earlier run of the same inputs that did not end (interrupted, "
+                    "out of memory, crashed). never starts anew. A name is that of a saved run, which must be one of "
+                    "these inputs.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="In raw VAE space, float32."),
@@ -98,6 +105,7 @@ class MoeSampler(io.ComfyNode):
         denoise: float | None = None,
         start_step: int | None = None,
         end_step: int | None = None,
+        resume: str | None = None,
     ) -> bool | str:
         """Refuse before anything runs what makes no sense whatever is connected; `None` is a connected value."""
         given = {"denoise": denoise, "start_step": start_step, "end_step": end_step}
@@ -107,7 +115,7 @@ class MoeSampler(io.ComfyNode):
             SampleRequest(recipe=_OFFICIAL, **{name: value for name, value in given.items() if value is not None})
         except InputError as error:
             return str(error)
-        return True
+        return saved_runs.problem(resume) or True
 
     @classmethod
     def execute(
@@ -119,6 +127,7 @@ class MoeSampler(io.ComfyNode):
         recipe: Mapping[str, object],
         profile: OptimizationProfile | None = None,
         sigmas: Tensor | None = None,
+        resume: str = saved_runs.AUTOMATIC,
         **request: int | float | str,
     ) -> io.NodeOutput:
         """`request` holds the widgets that are fields of `SampleRequest` under the same names, which checks them."""
@@ -138,31 +147,10 @@ class MoeSampler(io.ComfyNode):
         profile = profile or preset("auto")
         with host.interruptible(), live.SamplerHooks(cls.hidden.unique_id, hardware) as hooks:
             plan = resolve(profile, hardware, experts.pair.spec, workload, current=experts.placement)
-            known = Knowledge.of(hardware)
-            hooks.on_phase("build")
-            with report.phase("build"):
-                plan = measure_kernels(plan, hardware, report)
-                built = experts.build(plan, hardware)
-            parts = sampling_parts(plan, experts.pair.spec, known, places=built.places)
-            hooks.expect(RunEstimate(parts=(*parts, *_decode_after(profile, plan, experts.pair.spec, known))))
-            result = sample(built, plan, conditioning, samples, hooks=hooks, report=report)
-        learn(parts, report, hardware)
+            result, journal = SamplerRun(experts, conditioning, samples, hooks, report).sample(profile, plan, resume)
         shown = {"state": hooks.state.to_dict(), "report": {**report.to_dict(), "text": report.to_text()}}
-        return io.NodeOutput(
-            {"samples": result.latent.to(host.result_device())}, report.to_text(), ui={"wan_velocity": [shown]}
-        )
-
-
-def _decode_after(
-    profile: OptimizationProfile, plan: ExecutionPlan, spec: TransformerSpec, known: Knowledge
-) -> tuple[Part, ...]:
-    """What decoding will take: what it took last, else that of the released model, whose VAE needs no connection."""
-    size = plan.workload.latent_size
-    remembered = likely_decode((plan.workload.batch, *size), known)
-    if remembered or spec != T2V_A14B_TRANSFORMER:
-        return remembered
-    decode = resolve_decode(profile, known.hardware, VaeSpec(), size)
-    return decode_parts(decode, VaeSpec(), (plan.workload.batch, *size), known)
+        marked = saved_runs.marked(result.latent.to(host.result_device()), journal)
+        return io.NodeOutput(marked, report.to_text(), ui={"wan_velocity": [shown]})
 
 
 _CONDITIONING_TOOLTIP = (

@@ -155,7 +155,7 @@ class WanPipeline:
             return sample(self._experts, experts, conditioning, latent, hooks=hooks, report=report, journal=journal)
 
         ladder = Ladder(profile=self.profile, hardware=self._hardware, spec=self.pair.spec)
-        return sample_down_the_ladder(attempt, plan.experts, ladder, journal, report, self._free)
+        return sample_down_the_ladder(attempt, plan.experts, ladder, journal, report, self._free, hooks.on_warning)
 
     def facts(
         self, plan: RunPlan, conditioning: Conditioning, latent: Tensor | None = None, *, driver: dict[str, object]
@@ -184,6 +184,7 @@ class WanPipeline:
             smaller,
             report or Report(),
             self._free,
+            hooks.on_warning,
         )
 
     def environment(self) -> dict[str, str]:

@@ -13,10 +13,11 @@ from dataclasses import astuple
 from pathlib import Path
 
 from ..pipeline import RunPlan, WanPipeline
-from ..recovery.identity import other_ways, refuse_another, run_key
+from ..recovery.identity import run_key
 from ..recovery.journal import Journal, StateFile
-from ..recovery.state import RunState, read_state
-from ..report import Decision, Report
+from ..recovery.reopen import find_saved, reopen
+from ..recovery.state import RunState
+from ..report import Report
 from ..sample import Conditioning
 from .options import LoraOption
 
@@ -50,15 +51,7 @@ def open_journal(
     """
     facts = pipeline.facts(plan, conditioning, driver=options_as_words(arguments))
     path = arguments.resume or _beside(arguments.out, run_key(facts, pipeline.profile))
-    if saved is None and path.exists():
-        saved = read_state(path)
-    if saved is not None:
-        refuse_another(saved, facts)
-        if warning := other_ways(saved, facts):
-            report.warnings.append(warning)
-        _say(f"going on with {path}: {saved.describe()}")
-        chosen = f"{saved.describe()} before"
-        report.decisions.append(Decision(topic="saved run", asked="auto", chosen=chosen, reason=path.name))
+    saved = saved or find_saved(path, report)
     file = StateFile(
         path=path,
         facts=facts,
@@ -66,7 +59,10 @@ def open_journal(
         prompts={"positive": conditioning.positive, "negative": conditioning.negative},
         save_seconds=arguments.save_every,
     )
-    return Journal(file, saved.position if saved else None)
+    journal = reopen(file, saved, report)
+    if saved is not None:
+        _say(f"going on with {path}: {saved.describe()}")
+    return journal
 
 
 @contextmanager

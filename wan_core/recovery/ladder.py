@@ -25,6 +25,9 @@ from .journal import Journal
 
 Result = TypeVar("Result")
 
+# Topic of the decisions that the report has for each rung.
+OUT_OF_MEMORY = "out of memory"
+
 # Share of the memory of a plan that failed which the next one may plan with.
 _LESS = 0.85
 _SMALLER_TILES = 0.6
@@ -61,11 +64,12 @@ def sample_down_the_ladder(
     journal: Journal,
     report: Report,
     free: Callable[[], None],
+    tell: Callable[[str], None],
 ) -> Result:
     """`attempt` with the plan, and with lower ones where memory runs out; it goes on from the journal's position.
 
-    free: gives back what can be given back before the next attempt. Raises `OutOfMemoryError` in one sentence at the
-    foot of the ladder.
+    free: gives back what can be given back before the next attempt. tell: hears of each rung. Raises `OutOfMemoryError`
+    in one sentence at the foot of the ladder.
     """
     mark, num_warnings, rungs = len(report.decisions), len(report.warnings), []
     while True:
@@ -84,6 +88,7 @@ def sample_down_the_ladder(
             saved = f"; the {done} finished steps are in {str(journal.saved)!r}" if done and journal.saved else ""
             raise OutOfMemoryError(f"out of memory {where}, and there is nothing left to step down to ({cause}){saved}")
         rungs.append(_rung(plan, lower, f"out of memory {where}, {done} finished steps kept"))
+        tell(str(rungs[-1]))
         # What the attempts before said of themselves no longer holds.
         del report.decisions[mark:], report.warnings[num_warnings:]
         report.decisions += rungs
@@ -97,6 +102,7 @@ def decode_down_the_ladder(
     smaller: Callable[[Tile | None], Tile | None],
     report: Report,
     free: Callable[[], None],
+    tell: Callable[[str], None],
 ) -> Iterator[Tensor]:
     """Chunks of `decode` with a tile, and with smaller ones where memory runs out; frames already given are not again.
 
@@ -129,6 +135,7 @@ def decode_down_the_ladder(
                 quality="near",
             )
         )
+        tell(str(report.decisions[-1]))
         tile = lower
 
 
@@ -157,7 +164,7 @@ def give_back(device: str) -> None:
 
 
 def _rung(before: ExecutionPlan, after: ExecutionPlan, reason: str) -> Decision:
-    return Decision(topic="out of memory", asked=_words(before), chosen=_words(after), reason=reason)
+    return Decision(topic=OUT_OF_MEMORY, asked=_words(before), chosen=_words(after), reason=reason)
 
 
 def _words(plan: ExecutionPlan) -> str:
