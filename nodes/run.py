@@ -29,8 +29,10 @@ class SamplerRun:
         self._hooks = hooks
         self._report = report
 
-    def sample(self, profile: OptimizationProfile, plan: ExecutionPlan, resume: str) -> tuple[SampleResult, Journal]:
-        """Sample as planned, or with less where memory runs out; `resume` is a choice of `saved_runs`."""
+    def sample(
+        self, profile: OptimizationProfile, plan: ExecutionPlan, choice: saved_runs.Choice
+    ) -> tuple[SampleResult, Journal]:
+        """Sample as planned, or with less where memory runs out; `choice` says of what run."""
         hardware, spec, report = host.hardware(), self._experts.pair.spec, self._report
         known = Knowledge.of(hardware)
         self._hooks.on_phase("build")
@@ -39,7 +41,7 @@ class SamplerRun:
             built = self._experts.build(plan, hardware)
         prompts = {"positive": self._conditioning.positive, "negative": self._conditioning.negative}
         pair, machine = self._experts.pair, (profile, hardware)
-        journal = saved_runs.open_journal(resume, pair, plan, prompts, self._samples, machine, report)
+        journal = saved_runs.open_journal(choice, pair, plan, prompts, self._samples, machine, report)
         parts = sampling_parts(plan, spec, known, places=built.places)
         self._hooks.expect(RunEstimate(parts=(*parts, *_decode_after(profile, plan, spec, known))))
         is_whole = journal.position is None

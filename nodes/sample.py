@@ -78,16 +78,7 @@ class MoeSampler(io.ComfyNode):
                     "video to video. An empty latent wants 1.",
                 ),
                 *_expert_inputs(),
-                io.Combo.Input(
-                    "resume",
-                    options=saved_runs.choices(),
-                    optional=True,
-                    default=saved_runs.AUTOMATIC,
-                    tooltip="automatic goes on with an earlier run of the same inputs that did not end (interrupted, "
-                    "out of memory, crashed). never starts anew. A name is that of a saved run, which must be one of "
-                    "these inputs.",
-                    advanced=True,
-                ),
+                *_resume_inputs(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="In raw VAE space, float32."),
@@ -105,7 +96,7 @@ class MoeSampler(io.ComfyNode):
         denoise: float | None = None,
         start_step: int | None = None,
         end_step: int | None = None,
-        resume: str | None = None,
+        saved_run: str | None = None,
     ) -> bool | str:
         """Refuse before anything runs what makes no sense whatever is connected; `None` is a connected value."""
         given = {"denoise": denoise, "start_step": start_step, "end_step": end_step}
@@ -115,7 +106,7 @@ class MoeSampler(io.ComfyNode):
             SampleRequest(recipe=_OFFICIAL, **{name: value for name, value in given.items() if value is not None})
         except InputError as error:
             return str(error)
-        return saved_runs.problem(resume) or True
+        return saved_runs.problem(saved_run) or True
 
     @classmethod
     def execute(
@@ -128,6 +119,7 @@ class MoeSampler(io.ComfyNode):
         profile: OptimizationProfile | None = None,
         sigmas: Tensor | None = None,
         resume: str = saved_runs.AUTOMATIC,
+        saved_run: str = "",
         **request: int | float | str,
     ) -> io.NodeOutput:
         """`request` holds the widgets that are fields of `SampleRequest` under the same names, which checks them."""
@@ -145,9 +137,10 @@ class MoeSampler(io.ComfyNode):
         )
         hardware, report = host.hardware(), Report()
         profile = profile or preset("auto")
+        choice = saved_runs.Choice(resume=resume, saved_run=saved_run)
         with host.interruptible(), live.SamplerHooks(cls.hidden.unique_id, hardware) as hooks:
             plan = resolve(profile, hardware, experts.pair.spec, workload, current=experts.placement)
-            result, journal = SamplerRun(experts, conditioning, samples, hooks, report).sample(profile, plan, resume)
+            result, journal = SamplerRun(experts, conditioning, samples, hooks, report).sample(profile, plan, choice)
         shown = {"state": hooks.state.to_dict(), "report": {**report.to_dict(), "text": report.to_text()}}
         marked = saved_runs.marked(result.latent.to(host.result_device()), journal)
         return io.NodeOutput(marked, report.to_text(), ui={"wan_velocity": [shown]})
@@ -226,6 +219,28 @@ def _custom_inputs() -> list[io.Input]:
             step=0.005,
             round=0.001,
             tooltip="The high-noise expert runs while timestep >= boundary * 1000. Official: 0.875.",
+            advanced=True,
+        ),
+    ]
+
+
+def _resume_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "resume",
+            options=[saved_runs.AUTOMATIC, saved_runs.NEVER],
+            optional=True,
+            default=saved_runs.AUTOMATIC,
+            tooltip="automatic goes on with an earlier run of the same inputs that did not end: interrupted, out of "
+            "memory, crashed. never starts anew.",
+            advanced=True,
+        ),
+        io.String.Input(
+            "saved_run",
+            optional=True,
+            default="",
+            tooltip="Name of one saved run to go on with, for instance from another machine; it must be one of these "
+            "inputs. Empty: the one that belongs to them.",
             advanced=True,
         ),
     ]

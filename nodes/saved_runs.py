@@ -6,6 +6,7 @@ latent that it has decoded; of all others the newest few stay.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -29,20 +30,24 @@ _FILE = "wan_velocity_saved_run"
 _SHAPE = "wan_velocity_saved_shape"
 
 
-def choices() -> list[str]:
-    """What the sampler's resume widget offers."""
-    return [AUTOMATIC, NEVER, *saved_runs(host.saved_runs_folder())]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The widgets of the sampler: whether to go on with an earlier run, and with which where one is named."""
+
+    resume: str = AUTOMATIC
+    saved_run: str = ""
 
 
-def problem(choice: str | None) -> str | None:
-    """Why a choice of the widget cannot be taken, in one sentence."""
-    if choice in (None, *choices()):
+def problem(saved_run: str | None) -> str | None:
+    """Why a saved run cannot be chosen by this name, in one sentence."""
+    if not saved_run or saved_run in (names := saved_runs(host.saved_runs_folder())):
         return None
-    return f"there is no saved run {choice!r}; a run that has ended leaves none; choose {AUTOMATIC!r}"
+    there = f"there are {', '.join(map(repr, names))}" if names else "there are none now"
+    return f"there is no saved run {saved_run!r} in {str(host.saved_runs_folder())!r}; {there}"
 
 
 def open_journal(
-    choice: str,
+    choice: Choice,
     pair: ExpertPair,
     plan: ExecutionPlan,
     prompts: Mapping[str, Tensor],
@@ -61,11 +66,11 @@ def open_journal(
     request, size = plan.workload.request, plan.workload.latent_size
     path = shelf_path(folder, request, size, run_key(facts, profile))
     saved = None
-    if choice == AUTOMATIC:
-        saved = find_saved(path, report)
-    elif choice != NEVER:
-        path = folder / choice
+    if choice.saved_run:
+        path = folder / choice.saved_run
         saved = read_state(path)
+    elif choice.resume == AUTOMATIC:
+        saved = find_saved(path, report)
     file = StateFile(path=path, facts=facts, num_steps=plan.schedule.num_steps, prompts=prompts)
     return reopen(file, saved, report)
 

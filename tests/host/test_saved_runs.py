@@ -94,13 +94,13 @@ def test_decoding_removes_what_only_decoding_needs(client: Client, graph: Prompt
 def test_a_run_chosen_by_name_must_be_of_these_inputs(client: Client, sampling: Prompt, folder: Path) -> None:
     interrupted(client, sampling, 2)
     (state,) = folder.iterdir()
-    inputs(sampling, "WanVelocitySampler").update(resume=state.name, seed=5)
+    inputs(sampling, "WanVelocitySampler").update(saved_run=state.name, seed=5)
     run = client.run(sampling)
     assert "the saved run is another one: seed 0 there, 5 here" in run.error
     inputs(sampling, "WanVelocitySampler").update(seed=0)
     assert f"of {STEPS} steps done before" in client.run(sampling).text("report")
-    inputs(sampling, "WanVelocitySampler").update(resume="none.run.safetensors")
-    with pytest.raises(RejectedError, match="there is no saved run 'none.run.safetensors'"):
+    inputs(sampling, "WanVelocitySampler").update(saved_run="../none")
+    with pytest.raises(RejectedError, match="there is no saved run '../none' in .*; there are '64x64x5"):
         client.run(sampling)
 
 
