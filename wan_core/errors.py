@@ -29,5 +29,10 @@ class NonFiniteError(InputError):
     """Numbers that are not finite whatever computes them; the sentence says in which step, expert and part."""
 
 
+# What an installed library may raise when it is imported: built for another torch (ImportError, OSError), another numpy
+# (ValueError, AttributeError, TypeError), another Python (SyntaxError), or without its driver (RuntimeError).
+BROKEN_LIBRARY = (ImportError, OSError, RuntimeError, AttributeError, ValueError, TypeError, SyntaxError)
+
+
 class Interrupted(Exception):  # noqa: N818 (it reports a wish, not an error)
     """The caller asked to stop. Raised between blocks, steps or chunks; nothing is left half done."""

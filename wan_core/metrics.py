@@ -24,7 +24,7 @@ from typing import Literal
 
 from torch import Tensor, uint8
 
-from .errors import InputError
+from .errors import BROKEN_LIBRARY, InputError
 
 OnFrame = Callable[[int, int], None]
 _Ssim = Callable[[Tensor, Tensor], float]
@@ -278,7 +278,7 @@ def _load_ssim(height: int, width: int) -> tuple[_Ssim | None, str]:
         return None, f"frames of {width}x{height} are smaller than its window of {_SSIM_WINDOW}x{_SSIM_WINDOW}"
     try:
         from kornia.metrics import ssim
-    except (ImportError, OSError, RuntimeError) as error:
+    except BROKEN_LIBRARY as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         return None, f"it needs the package 'kornia', which does not load here ({cause})"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import InputError, UnsupportedError
+from .errors import BROKEN_LIBRARY, InputError, UnsupportedError
 from .files import check_writable, replacing
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def write_contact_sheet(frames: Sequence[np.ndarray], path: Path, *, columns: in
 def _pyav() -> ModuleType:
     try:
         import av
-    except (ImportError, OSError) as error:
+    except BROKEN_LIBRARY as error:
         raise UnsupportedError(f"MP4 files need the library PyAV ('av'), which does not load here: {error}") from error
     return av
 

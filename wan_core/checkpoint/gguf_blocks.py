@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import BROKEN_LIBRARY, CheckpointError
 
 Blocks = Tensor  # (n, bytes of a block) uint8
 
@@ -50,7 +50,7 @@ def why_not(name: str) -> str | None:
 def _by_package(blocks: Blocks, name: str) -> Tensor:
     try:
         import gguf
-    except ImportError as error:
+    except BROKEN_LIBRARY as error:
         raise CheckpointError(
             f"{name} blocks need the package gguf, which this Python cannot import ({error}); install it with "
             "`pip install gguf`"

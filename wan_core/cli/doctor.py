@@ -5,16 +5,19 @@ import json
 import platform
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 
 from ..attention import verdict_store
 from ..attention.backends import BACKENDS
 from ..attention.calibrate import calibrate, is_measurable
-from ..attention.interface import AttentionBackend, AttentionProblem, bind, survivors
+from ..attention.interface import AttentionBackend, AttentionProblem, bind, first_line, survivors
 from ..attention.verdicts import NOTHING_MEASURED
+from ..errors import BROKEN_LIBRARY
 from ..hardware import OPTIONAL_LIBRARIES, Hardware
 from ..report import Decision
 from ..specs import T2V_A14B_TRANSFORMER
+from . import issue_report
 
 # Libraries outside PyTorch, and what is lost without each.
 LIBRARIES = {
@@ -25,6 +28,15 @@ LIBRARIES = {
     "gguf": "no rare GGUF blocks (Q2_K, Q3_K, IQ)",
     "kornia": "no SSIM",
     **dict.fromkeys(OPTIONAL_LIBRARIES, ""),
+}
+
+# What is imported of a library, where that is not its own name.
+MODULES = {
+    "Pillow": "PIL",
+    "flash-attn-4": "flash_attn.cute",
+    "flash-attn-3": "flash_attn_interface",
+    "flash-attn": "flash_attn",
+    "comfy-kitchen": "comfy_kitchen",
 }
 
 NOT_TIMED = "in order of preference; timed at the first run, or now with --measure"
@@ -45,6 +57,7 @@ class BackendVerdict:
 class Diagnosis:
     """Everything that `doctor` says. Library versions are `None` where a library is not installed.
 
+    broken: libraries that are installed and cannot be imported, and why.
     auto: what "auto" would take on a GPU, and how fast it was found to be; nothing on a CPU.
     """
 
@@ -54,6 +67,7 @@ class Diagnosis:
     attention_shape: str
     attention: tuple[BackendVerdict, ...]
     libraries: dict[str, str | None]
+    broken: dict[str, str] = field(default_factory=dict)
     auto: tuple[Decision, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -61,7 +75,11 @@ class Diagnosis:
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options of the verb."""
     parser.add_argument("--device", help="cpu or cuda:N (default: the first NVIDIA card, else the CPU)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument(
+        "--report", action="store_true", help="print Markdown for an issue, without the names of folders and users"
+    )
     parser.add_argument(
         "--measure", action="store_true", help="time the attention kernels anew, on a GPU with nothing else to do"
     )
@@ -70,7 +88,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Print the diagnosis."""
     diagnosis = examine(arguments.device, measure=arguments.measure)
-    print(json.dumps(asdict(diagnosis), indent=2) if arguments.json else to_text(diagnosis))
+    if arguments.report:
+        print(to_issue(diagnosis))
+    else:
+        print(json.dumps(asdict(diagnosis), indent=2) if arguments.json else to_text(diagnosis))
     return 0
 
 
@@ -82,13 +103,15 @@ def examine(device: str | None = None, *, measure: bool = False) -> Diagnosis:
     hardware = Hardware.detect(device)
     problem = _attention_problem(hardware)
     auto, notes = _auto(problem, hardware, measure=measure)
+    versions = {name: _version(name) for name in LIBRARIES}
     return Diagnosis(
         system=platform.platform(),
         python=platform.python_version(),
         hardware=hardware,
         attention_shape=f"{problem.batch}x{problem.q_len}x{problem.num_heads}x{problem.head_dim} {problem.dtype}",
         attention=tuple(judge(backend, BACKENDS, problem, hardware) for backend in BACKENDS),
-        libraries={name: _version(name) for name in LIBRARIES},
+        libraries=versions,
+        broken={name: why for name, version in versions.items() if version and (why := why_not(name))},
         auto=auto,
         notes=notes,
     )
@@ -139,8 +162,28 @@ def to_text(diagnosis: Diagnosis) -> str:
     lines += [f"  auto, {decision}" for decision in diagnosis.auto]
     lines += [f"! {note}" for note in diagnosis.notes]
     lines += ["", "libraries"]
-    lines += [f"  {name:<14}{_library(name, version)}" for name, version in diagnosis.libraries.items()]
+    lines += [f"  {name:<14}{_library(name, diagnosis)}" for name in diagnosis.libraries]
     return "\n".join(lines)
+
+
+def to_issue(diagnosis: Diagnosis) -> str:
+    """The diagnosis in Markdown, for an issue."""
+    rows = issue_report.machine_rows(diagnosis.hardware, diagnosis.system, diagnosis.python)
+    rows |= {f"{dtype} matmul": f"{rate:.3g} TFLOP/s" for dtype, rate in diagnosis.hardware.tflops}
+    kernels = {item.name: item.problem or "usable" for item in diagnosis.attention}
+    kernels |= {f"auto, {decision.topic}": str(decision) for decision in diagnosis.auto}
+    kernels |= {f"note {index}": note for index, note in enumerate(diagnosis.notes, start=1)}
+    libraries = {name: _library(name, diagnosis) for name in diagnosis.libraries}
+    return issue_report.issue_text(issue_report.pack_version(), rows, kernels, libraries)
+
+
+def why_not(library: str) -> str | None:
+    """Why an installed library cannot be imported; `None` where it can."""
+    try:
+        import_module(MODULES.get(library, library))
+    except BROKEN_LIBRARY as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    return None
 
 
 def _attention_problem(hardware: Hardware) -> AttentionProblem:
@@ -165,7 +208,10 @@ def _version(library: str) -> str | None:
         return None
 
 
-def _library(name: str, version: str | None) -> str:
-    if version is not None:
-        return version
-    return f"not installed: {LIBRARIES[name]}" if LIBRARIES[name] else "not installed"
+def _library(name: str, diagnosis: Diagnosis) -> str:
+    version, lost = diagnosis.libraries[name], LIBRARIES[name]
+    if version is None:
+        return f"not installed: {lost}" if lost else "not installed"
+    if name in diagnosis.broken:
+        return f"{version} cannot be imported{f', so {lost}' if lost else ''}: {diagnosis.broken[name]}"
+    return version

@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import BROKEN_LIBRARY
 from . import block, vae
 from .block import BlockKernels
 from .vae import VaeKernels
@@ -49,7 +50,7 @@ def _bind(
         from triton.errors import TritonError
 
         kernels = load()
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # another version of Triton lacks a name
+    except BROKEN_LIBRARY as error:  # or another version of Triton, which lacks a name
         return plain, _reason(error)
     try:
         with torch.inference_mode():

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError, InputError
+from ..errors import BROKEN_LIBRARY, CheckpointError, InputError
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -62,7 +62,7 @@ class Tokenizer:
 def _load(data: bytes, origin: str) -> "SentencePieceProcessor":
     try:
         from sentencepiece import SentencePieceProcessor
-    except ImportError as error:
+    except BROKEN_LIBRARY as error:
         raise InputError(
             f"prompts need the package sentencepiece, which this Python cannot import ({error}); install it with "
             f"`pip install sentencepiece`"
@@ -83,6 +83,6 @@ def _text_fixer() -> tuple[Callable[[str], str], str]:
     """ftfy's repair of mis-decoded text if it is installed, and what to say about it."""
     try:
         from ftfy import fix_text
-    except ImportError:
-        return str, "HTML entities and whitespace; ftfy is not installed, so mis-decoded characters stay as they are"
+    except BROKEN_LIBRARY:
+        return str, "HTML entities and whitespace; ftfy does not load here, so mis-decoded characters stay as they are"
     return fix_text, "ftfy, HTML entities and whitespace"

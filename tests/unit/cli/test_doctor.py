@@ -119,3 +119,25 @@ def test_text_tells_what_auto_takes(diagnosis):
     auto = (Decision(topic="self attention", asked="auto", chosen="flash", reason="flash 363 TFLOP/s"),)
     text = doctor.to_text(replace(diagnosis, auto=auto, notes=("not kept",)))
     assert "\n  auto, self attention: flash (flash 363 TFLOP/s)\n! not kept\n" in text
+
+
+def test_an_issue_report_has_all_that_is_needed_and_nothing_private(capsys, diagnosis, monkeypatch):
+    private = "OSError: /home/alice/my projects/env/lib/python3.12/site-packages/flash_attn/x.so: undefined symbol"
+    monkeypatch.setattr(doctor, "examine", lambda *arguments, **options: replace(
+        diagnosis,
+        attention=(doctor.BackendVerdict(name="flash-attn-2", quality="exact", problem=private),),
+        broken={"kornia": r"ImportError: C:\Users\Alice\env\kornia.dll is missing"},
+        notes=("/root/.cache/wan-velocity/attention.json cannot be read and is ignored",),
+    ))  # fmt: skip
+    assert run("--report") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("### Wan Velocity 0.")
+    assert "What I did, what I expected, what happened" in text and diagnosis.hardware.torch_version in text
+    assert ".../x.so: undefined symbol" in text and ".../kornia.dll is missing" in text
+    assert ".../attention.json cannot be read" in text
+    assert not [word for word in ("alice", "Alice", "my projects", "/root", "site-packages") if word in text]
+
+
+def test_one_form_at_a_time():
+    with pytest.raises(SystemExit):
+        run("--report", "--json")
