@@ -1,7 +1,8 @@
 """What the editor asks before a run: what a profile means on this machine, how a recipe splits its steps.
 
 Two routes that answer with plain data and change nothing. They work in a thread, because the host's event loop also
-carries the progress of whatever runs; and while something runs nothing is measured, which would disturb both.
+carries the progress of whatever runs, and one after the other, because the first question may have to measure the
+device. While something runs nothing is measured, which would disturb both.
 """
 
 import asyncio
@@ -26,9 +27,9 @@ _RELEASED_SIZE = VideoSize(width=1280, height=720, num_frames=81)
 
 def register_routes() -> None:
     """Add the routes; the host serves them from its start on."""
-    routes = PromptServer.instance.routes
-    routes.post("/wan_velocity/profile")(_answering(about_profile))
-    routes.post("/wan_velocity/recipe")(_answering(about_recipe))
+    routes, turn = PromptServer.instance.routes, asyncio.Lock()
+    routes.post("/wan_velocity/profile")(_answering(about_profile, turn))
+    routes.post("/wan_velocity/recipe")(_answering(about_recipe, turn))
 
 
 def about_profile(asked: Mapping[str, object]) -> Facts:
@@ -60,13 +61,15 @@ def _spec(experts: Mapping[str, str] | None) -> tuple[TransformerSpec, str]:
     return T2V_A14B_TRANSFORMER, "Wan 2.2 T2V A14B"
 
 
-def _answering(answer: Callable[[Mapping[str, object]], Facts]) -> Callable[[web.Request], object]:
+def _answering(answer: Callable[[Mapping[str, object]], Facts], turn: asyncio.Lock) -> Callable[[web.Request], object]:
     async def handler(request: web.Request) -> web.Response:
         try:
-            return web.json_response(await asyncio.to_thread(answer, await request.json()))
+            asked = await request.json()
+            async with turn:
+                return web.json_response(await asyncio.to_thread(answer, asked))
         except InputError as error:
             return web.json_response({"problem": str(error)})
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             return web.json_response({"problem": f"not understood: {error}"}, status=400)
 
     return handler

@@ -4,6 +4,7 @@ import { decisionList, warningList } from "./decisions.js";
 import { el, say } from "./dom.js";
 import { duration, gib } from "./format.js";
 import { label } from "./labels.js";
+import { recipeOf } from "./recipe.js";
 
 const ROUTE = "/wan_velocity/profile";
 
@@ -31,11 +32,11 @@ export class ProfilePanel {
 
   /** The profile, and what of its graph it depends on: the model, the size and the recipe, where there is one of each. */
   #question() {
-    const { width, height, frames } = this.node.only("WanVelocityEmptyLatent") ?? {};
     return {
       widgets: this.node.values(),
       experts: this.node.only("WanVelocityLoadExperts"),
-      size: width ? { width, height, num_frames: frames } : null,
+      size: sizeOf(this.node.only("WanVelocityEmptyLatent") ?? this.node.only("EmptyHunyuanLatentVideo")),
+      recipe: recipeOf(this.node.only("WanVelocitySampler")),
     };
   }
 
@@ -63,6 +64,11 @@ export class ProfilePanel {
 function refusal({ topic, asked, chosen, reason, rejected }) {
   const why = reason || rejected.find((each) => each.name === asked)?.reason || "";
   return `${topic}: ${chosen} ${label("instead", { asked })}${why ? ` (${why})` : ""}`;
+}
+
+/** Our empty latent counts `frames`, the native one calls them `length`. */
+function sizeOf(latent) {
+  return latent && { width: latent.width, height: latent.height, num_frames: latent.frames ?? latent.length };
 }
 
 /** Predicted time and memory. */

@@ -10,6 +10,7 @@ import { warningList } from "./decisions.js";
 import { el, say } from "./dom.js";
 import { countdown, duration, gib, pace } from "./format.js";
 import { label, splitText } from "./labels.js";
+import { recipeOf } from "./recipe.js";
 import { reportView } from "./report_view.js";
 import { SigmaCurve } from "./sigma_curve.js";
 
@@ -119,11 +120,8 @@ export class SamplerPanel {
   #question() {
     if (this.node.isConnected("sigmas")) return null;
     const values = this.node.values();
-    if (values.recipe === undefined) return null;
-    const recipe = { recipe: values.recipe };
-    for (const [name, value] of Object.entries(values)) {
-      if (name.startsWith("recipe.")) recipe[name.slice("recipe.".length)] = value;
-    }
+    const recipe = recipeOf(values);
+    if (!recipe) return null;
     return { recipe, request: Object.fromEntries(RANGE.map((name) => [name, values[name]])) };
   }
 

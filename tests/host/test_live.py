@@ -79,7 +79,7 @@ def test_profile_route(client: Client) -> None:
     assert outside["model"] == "Wan 2.2 T2V A14B" and "this run needs" in outside["problem"]
 
 
-@pytest.mark.parametrize("body", [{}, [], {"widgets": {}}, {"widgets": {"preset": 3}}, {"recipe": {}}])
+@pytest.mark.parametrize("body", [{}, [], {"widgets": {}}, {"widgets": {"preset": 3}}, {"recipe": {}}, 3])
 @pytest.mark.parametrize("route", ["profile", "recipe"])
 def test_nonsense_is_answered_and_breaks_nothing(client: Client, route: str, body: object) -> None:
     try:
