@@ -67,7 +67,7 @@ def test_recipe_route(client: Client) -> None:
 
 def test_profile_route(client: Client) -> None:
     asked = {
-        "widgets": {"preset": "exact"},
+        "widgets": {"preset": "auto", "compile": "default"},
         "experts": MINI_EXPERTS,
         "size": {"width": 128, "height": 128, "num_frames": 17},
     }

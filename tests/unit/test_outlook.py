@@ -12,6 +12,7 @@ from wan_core.profiles import preset
 from wan_core.recipes import SampleRequest, VideoSize, recipe
 from wan_core.specs import T2V_A14B_TRANSFORMER
 
+COMPILED = preset("auto").with_settings({"compile.mode": "default"})
 OFFICIAL = SampleRequest(recipe=recipe("official"))
 WORKLOAD = Workload(request=OFFICIAL, latent_size=VideoSize(width=1280, height=720, num_frames=81).latent_size)
 
@@ -38,20 +39,20 @@ def test_a_recipe_that_disagrees_with_itself_says_so() -> None:
 
 
 def test_a_profile_says_what_it_replaces(machine) -> None:
-    facts = profile_outlook(preset("exact"), known(machine("h200")), T2V_A14B_TRANSFORMER, WORKLOAD)
+    facts = profile_outlook(COMPILED, known(machine("h200")), T2V_A14B_TRANSFORMER, WORKLOAD)
     (compiled,) = (each for each in facts["plan"]["decisions"] if each["topic"] == "compile")
     assert compiled["degraded"] and compiled["reason"] == "Triton is not installed"
     assert facts["problem"] is None and facts["estimate"]["seconds"] > 0
 
 
 def test_short_memory_is_a_sentence_and_the_rest_is_still_told(machine) -> None:
-    facts = profile_outlook(preset("exact"), known(machine("2080ti")), T2V_A14B_TRANSFORMER, WORKLOAD)
+    facts = profile_outlook(COMPILED, known(machine("2080ti")), T2V_A14B_TRANSFORMER, WORKLOAD)
     assert "this run needs" in facts["problem"]
     assert any(each["topic"] == "compile" and each["degraded"] for each in facts["plan"]["decisions"])
 
 
 def test_what_cannot_be_kept_is_a_sentence_and_no_exception(machine) -> None:
-    strict = preset("exact").with_settings({"on_unsupported": "error"})
+    strict = COMPILED.with_settings({"on_unsupported": "error"})
     facts = profile_outlook(strict, known(machine("2080ti")), T2V_A14B_TRANSFORMER, WORKLOAD)
     assert facts["plan"] is None and "cannot run here" in facts["problem"]
 
