@@ -39,6 +39,9 @@ from .workload import Workload
 
 # Left free on the host when weights are moved there because the device is full.
 
+# Fewer than a text encoder remembers.
+_PROMPTS_AHEAD = 24
+
 
 class WanPipeline:
     """One model, ready for prompts."""
@@ -110,17 +113,30 @@ class WanPipeline:
         learn(estimate.parts, report, self._hardware())
 
     def encode(
-        self, plan: RunPlan, prompt: str, negative: str = "", *, hooks: RunHooks | None = None, report: Report
+        self,
+        plan: RunPlan,
+        prompt: str,
+        negative: str = "",
+        *,
+        ahead: Sequence[str] = (),
+        hooks: RunHooks | None = None,
+        report: Report,
     ) -> Conditioning:
-        """Embeddings of both prompts; an empty negative prompt stands for the model's own."""
+        """Embeddings of both prompts; an empty negative prompt stands for the model's own.
+
+        ahead: prompts that will be asked for later, encoded now and remembered where the encoder has to be loaded.
+        """
         hooks = hooks or Silent()
         hooks.on_phase("text")
         report.predicted_bytes |= plan.predicted_bytes
+        texts = [prompt, negative.strip() or DEFAULT_NEGATIVE_PROMPT]
         with measured_phase(report, "text", plan.text.device):
             text = self._text = self._text or build_text_encoder(plan.text, self._text_source)
-            if plan.text_needs_room:
-                self._move_experts_away()
-            positive, opposite = text.encode([prompt, negative.strip() or DEFAULT_NEGATIVE_PROMPT], hooks).split(1)
+            if not text.is_cached(texts):
+                if plan.text_needs_room:
+                    self._move_experts_away()
+                text.encode([*ahead[:_PROMPTS_AHEAD], *texts], hooks)
+            positive, opposite = text.encode(texts, hooks).split(1)
             if not plan.keeps_text:
                 text.weights.drop()
         report.decisions += text.decisions

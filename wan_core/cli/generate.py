@@ -1,7 +1,7 @@
 """`generate`: from a prompt to a video file, with the latent and the report beside it where asked."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,19 +9,19 @@ import numpy as np
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import InputError
 from ..files import check_writable, replacing, write_safely
 from ..frames import levels, on_host
 from ..hooks import RunHooks
 from ..measure import measured_peak
 from ..pipeline import RunPlan, WanPipeline
+from ..recipes import SampleRequest, VideoSize
 from ..recovery.journal import DEFAULT_SAVE_SECONDS
 from ..recovery.state import RunState, read_state
 from ..report import Report
 from ..sample import Conditioning
 from ..specs import T2V_A14B
 from ..video import check_video_path, write_contact_sheet, write_video
-from . import options
+from . import options, videos
 from .progress import progress_hooks
 from .unfinished import kept, open_journal, resumed_options
 
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompts")
     group.add_argument("--prompt", help="needed unless a run is resumed")
     group.add_argument("--negative", default="", help="empty: the model's own default negative prompt")
+    videos.add_arguments(group)
     options.add_request_options(parser)
     options.add_profile_options(parser)
     group = parser.add_argument_group("output")
@@ -55,19 +56,34 @@ def run(arguments: argparse.Namespace) -> int:
     saved = read_state(arguments.resume) if arguments.resume else None
     if saved:
         arguments = resumed_options(arguments, _defaults(), saved)
-    if arguments.prompt is None:
-        raise InputError("--prompt is missing, expected --prompt TEXT, or --resume FILE for a run that did not end")
+    jobs = videos.videos(arguments)
     profile = options.profile(arguments)
-    request, size = options.request(arguments)
-    _check_outputs(arguments)
+    for job in jobs:
+        _check_outputs(job)
+    requests = [options.request(job) for job in jobs]
     pipeline = WanPipeline(options.model_files(arguments), profile, device=arguments.device)
     pipeline.loras = options.loras(arguments, pipeline.pair.spec)
-    plan = pipeline.plan(request, size)
+    refused = False
+    for index, (job, request) in enumerate(zip(jobs, requests, strict=True)):
+        later = [each.prompt for each in jobs[index + 1 :]]
+        refused = _make(pipeline, job, request, later, saved) or refused
+    return 1 if refused else 0
+
+
+def _make(
+    pipeline: WanPipeline,
+    arguments: argparse.Namespace,
+    request: tuple[SampleRequest, VideoSize],
+    later: Sequence[str],
+    saved: RunState | None,
+) -> bool:
+    """Make one video; whether a file was refused and is elsewhere. later: prompts of the videos that follow."""
+    plan = pipeline.plan(*request)
     report = Report(settings=_settings(arguments), environment=pipeline.environment())
     report.warnings += pipeline.pair.notes
     estimate = pipeline.estimate(plan)
     with progress_hooks(estimate) as hooks:
-        conditioning = _conditioning(pipeline, plan, arguments, hooks, report, saved)
+        conditioning = _conditioning(pipeline, plan, arguments, later, hooks, report, saved)
         journal = open_journal(pipeline, plan, conditioning, arguments, report, saved)
         whole = journal.position is None
         with kept(journal):
@@ -85,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     outputs.save_rest(frames)
     print(report.to_text())
     print(f"video: {outputs.video}")
-    return 1 if outputs.refused else 0
+    return outputs.refused
 
 
 def _defaults() -> argparse.Namespace:
@@ -99,6 +115,7 @@ def _conditioning(
     pipeline: WanPipeline,
     plan: RunPlan,
     arguments: argparse.Namespace,
+    later: Sequence[str],
     hooks: RunHooks,
     report: Report,
     saved: RunState | None,
@@ -106,7 +123,7 @@ def _conditioning(
     """The prompts' embeddings: those of the saved run where its prompts still stand, so that no encoder is loaded."""
     if saved and all(getattr(arguments, name) == saved.facts.driver.get(name) for name in ("prompt", "negative")):
         return Conditioning(**saved.prompts)
-    return pipeline.encode(plan, arguments.prompt, arguments.negative, hooks=hooks, report=report)
+    return pipeline.encode(plan, arguments.prompt, arguments.negative, ahead=later, hooks=hooks, report=report)
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

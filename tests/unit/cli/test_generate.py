@@ -47,6 +47,33 @@ def test_the_same_command_gives_the_same_latent(model: Path, tmp_path: Path) -> 
     assert torch.equal(*latents)
 
 
+def test_every_prompt_with_every_seed_as_if_each_were_alone(model: Path, tmp_path: Path, capsys) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n\n two stars \n", encoding="utf-8")
+    outputs = ["--out", str(tmp_path / "v.mp4"), "--latent-out", str(tmp_path / "l.safetensors")]
+    command = ["generate", "--model", str(model), *SMALL]
+    assert main([*command, "--prompts", str(prompts), "--seeds", "3", "8", *outputs]) == 0
+    assert sorted(path.name for path in tmp_path.glob("v*")) == ["v-1.mp4", "v-2.mp4", "v-3.mp4", "v-4.mp4"]
+    assert capsys.readouterr().err.count("text encoder:") == 1  # read once for all prompts
+    alone = tmp_path / "alone.safetensors"
+    again = ["--prompt", "two stars", "--seed", "3", "--out", str(tmp_path / "w.mp4"), "--latent-out", str(alone)]
+    assert main([*command, *again]) == 0
+    assert torch.equal(load_file(alone)["samples"], load_file(tmp_path / "l-3.safetensors")["samples"])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "--prompt is missing, expected --prompt TEXT, --prompts FILE"),
+        (["--prompt", "a", "--prompts", "b.txt"], "--prompt and --prompts were both given"),
+        (["--prompts", "nowhere.txt"], "--prompts 'nowhere.txt' cannot be read as text"),
+    ],
+)
+def test_prompts_that_are_not_there_are_one_line(model: Path, options: list[str], sentence: str, capsys) -> None:
+    assert main(["generate", "--model", str(model), *options, *SMALL]) == 2
+    assert sentence in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
