@@ -15,18 +15,20 @@ import gc
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from wan_core.bench.ours import RandomTextEncoder
 from wan_core.bench.prompts import prompts
-from wan_core.bench.random_weights import random_checkpoint
+from wan_core.bench.random_weights import RandomCheckpoint, RandomReader, random_checkpoint
 from wan_core.build import build_experts, build_text_encoder, build_vae, measure_kernels
 from wan_core.checkpoint.experts import ExpertPair
-from wan_core.checkpoint.inventory import text_encoder_shapes, transformer_shapes, vae_shapes
+from wan_core.checkpoint.header import TensorInfo
+from wan_core.checkpoint.inventory import Shapes, text_encoder_shapes, transformer_shapes, vae_shapes
 from wan_core.checkpoint.vae import VaeSource
 from wan_core.component_plan import ComponentPlan, resolve_decode, resolve_text
 from wan_core.components import Experts
@@ -73,12 +75,34 @@ class Row:
         return f"{self.case:<22}{figures}{self.seconds:8.1f} s  {self.plan}"
 
 
+class BlankReader(RandomReader):
+    """Zeros: nothing here depends on the numbers, and drawing them on the host would take most of the time."""
+
+    def fill(self, info: TensorInfo, target: Tensor) -> None:
+        target.zero_()
+
+
+class BlankCheckpoint(RandomCheckpoint):
+    """A checkpoint without a file and without numbers."""
+
+    __slots__ = ()
+
+    def reader(self) -> BlankReader:
+        return BlankReader()
+
+
+def blank(shapes: Shapes) -> BlankCheckpoint:
+    """A checkpoint of these tensors."""
+    given = random_checkpoint(shapes)
+    return BlankCheckpoint(**{field.name: getattr(given, field.name) for field in fields(given)})
+
+
 class Cases:
     """Sampling, case by case; what is built stays for the next case of the same binding."""
 
     def __init__(self, device: str) -> None:
         self._hardware = Hardware.detect(device)
-        source = random_checkpoint(transformer_shapes(FEW))
+        source = blank(transformer_shapes(FEW))
         self._pair = ExpertPair(high=source, low=source, spec=FEW)
         self._built: Experts | None = None
 
@@ -142,7 +166,7 @@ def text_row(hardware: Hardware) -> Row:
     """The text encoder at its real size, with prompts of 128 tokens."""
     start = perf_counter()
     plan = resolve_text(preset("auto"), hardware, UMT5_XXL)
-    source = RandomTextEncoder(checkpoint=random_checkpoint(text_encoder_shapes(UMT5_XXL)), spec=UMT5_XXL)
+    source = RandomTextEncoder(checkpoint=blank(text_encoder_shapes(UMT5_XXL)), spec=UMT5_XXL)
     give_back()
     encoder = build_text_encoder(plan, source)
     # A word model of a few hundred pieces stands in for the real vocabulary, which the encoder would refuse.
@@ -161,7 +185,7 @@ def decode_rows(hardware: Hardware, sizes: list[str]) -> Iterator[Row]:
         for free in (hardware.free_memory, 5 * GIB):
             start = perf_counter()
             plan = resolve_decode(preset("auto"), replace(hardware, free_memory=free), WAN21_VAE, SIZES[size])
-            vae = build_vae(plan, VaeSource(checkpoint=random_checkpoint(vae_shapes(WAN21_VAE)), spec=WAN21_VAE))
+            vae = build_vae(plan, VaeSource(checkpoint=blank(vae_shapes(WAN21_VAE)), spec=WAN21_VAE))
             give_back()
             latent = torch.randn(1, WAN21_VAE.latent_channels, *SIZES[size])
             for _ in on_host(vae.decode_chunks(latent, plan.tile, Silent()), levels):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
+from .allocator import let_segments_grow
 from .cli import VERBS
 from .errors import InputError, Interrupted
 
@@ -14,6 +15,7 @@ from .errors import InputError, Interrupted
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. A user's mistake becomes one line on stderr; a defect of ours keeps its traceback."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    let_segments_grow()
     verb = _module(argv[0]) if argv and argv[0] in VERBS else None
     arguments = _parse(argv, verb)
     try:

@@ -71,7 +71,7 @@ def _counted(spec: TransformerSpec, shape: ForwardShape) -> int:
             attend=_stand_in(_attention_bytes(spec, shape, shape.attention)),
             cross_attend=_stand_in(_attention_bytes(spec, shape, shape.cross_attention, kv_len=spec.text_len)),
             residual=getattr(torch, shape.residual),
-            kernels=TORCH if shape.block_kernels == "off" else _FUSED,
+            kernels=_kernels(shape),
         )
         latent = torch.empty(shape.batch, spec.in_dim, *shape.latent_size)
         timestep = torch.empty(shape.batch)
@@ -96,8 +96,15 @@ _FUSED = BlockKernels(
     rms_norm=lambda x, weight, num_heads, tables, eps, dtype: x.new_empty(
         *x.shape[:2], num_heads, x.shape[2] // num_heads, dtype=dtype
     ),
-    expand=TORCH.expand,
+    # The GELU is in the product's epilogue, unless something stands beside the layer.
+    expand=lambda linear, x: linear(x),
 )
+
+
+def _kernels(shape: ForwardShape) -> BlockKernels:
+    if shape.block_kernels == "off":
+        return TORCH
+    return replace(_FUSED, expand=TORCH.expand) if shape.has_adapters else _FUSED
 
 
 def _stand_in(nbytes: int) -> Attend:

@@ -1,5 +1,6 @@
 """Memory plans on cards that are not here: what fits where, what each phase holds, what is said of the cost."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -237,13 +238,18 @@ def again(hardware: Hardware, current: Placement, profile: str = "auto") -> Plac
     return resolve_run(preset(profile), hardware, SPECS, workload(), current=current).experts.binding.placement
 
 
-def test_what_is_built_stays_while_free_memory_wavers():
-    built = planned("auto", card(22)).experts.binding.placement
-    assert planned("auto", card(21.6)).experts.binding.placement != built
-    assert again(card(21.6), built) == again(card(22.4), built) == again(card(23), built) == built
-    whole = planned("auto", card(64.2)).experts.binding.placement
-    assert whole.policy == "resident" and planned("auto", card(63.8)).experts.binding.placement.policy == "experts"
-    assert again(card(63.8), whole) == whole
+def wanted(plan: RunPlan) -> float:
+    """GiB with which this plan just fits."""
+    return (plan.experts.peak_bytes + plan.decode.weight_bytes + SLACK_BYTES) / GIB + 0.01
+
+
+@pytest.mark.parametrize("free", [22, 138])
+def test_what_is_built_stays_while_free_memory_wavers(free):
+    plan = planned("auto", card(free))
+    built, least = plan.experts.binding.placement, wanted(plan)
+    assert planned("auto", card(least)).experts.binding.placement == built
+    assert planned("auto", card(least - 0.3)).experts.binding.placement != built
+    assert again(card(least - 0.3), built) == again(card(least + 1), built) == built
 
 
 def test_what_is_built_gives_way_where_there_is_much_more_or_much_less():
@@ -260,7 +266,7 @@ def test_what_is_built_gives_way_where_there_is_much_more_or_much_less():
 def test_nothing_fits_is_one_sentence_with_what_is_short_and_what_would_fit():
     with pytest.raises(OutOfMemoryError) as error:
         planned("auto", card(8))
-    assert "GiB more than the 8.0 GiB free; 33 frames of this size fit" in str(error.value)
+    assert re.search(r"GiB more than the 8.0 GiB free; \d+ frames of this size fit", str(error.value))
     with pytest.raises(OutOfMemoryError, match="that the profile allows"):
         planned(preset("16gb").with_settings({"offload.policy": "resident"}))
 
