@@ -4,9 +4,15 @@ from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
-import torch
 
-from wan_core.hardware import Hardware
+from wan_core.allocator import let_segments_grow
+
+# As on the command line, before torch is imported.
+let_segments_grow()
+
+import torch  # noqa: E402
+
+from wan_core.hardware import Hardware  # noqa: E402
 
 # The same examples on every machine and no time limit per example: the suite times whole tests (pytest-timeout).
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)

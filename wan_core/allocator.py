@@ -11,6 +11,12 @@ import os
 _NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
+def segments_grow() -> bool:
+    """Whether PyTorch was told so, by us or by the user."""
+    given = (os.environ.get(name, "") for name in _NAMES)
+    return any("expandable_segments:true" in settings.replace(" ", "").lower() for settings in given)
+
+
 def let_segments_grow() -> None:
     """Let segments grow page by page, unless the user has settings of their own for the allocator."""
     if not any(name in os.environ for name in _NAMES):

@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from .activations import DTYPE_BYTES, ForwardShape, forward_bytes
 from .attention.interface import AttentionProblem, KernelChoice
 from .choices import choose_attention, choose_block_kernels, choose_compile, choose_dtype, choose_guidance
-from .footprint import ROUNDING_BYTES, WORKSPACE_BYTES, expert_sizes, latents_bytes, text_context_bytes
+from .footprint import (
+    FIXED_SEGMENTS_SHARE,
+    ROUNDING_BYTES,
+    SLACK_BYTES,
+    WORKSPACE_BYTES,
+    expert_sizes,
+    latents_bytes,
+    text_context_bytes,
+)
 from .hardware import Hardware
 from .lora_plan import LoraPlan, plan_loras
 from .memory_plan import Sampling
@@ -74,13 +82,16 @@ class ExpertsDemand:
         forwards_at_once = 2 if cut.guidance == "two-stream" and self.workload.is_guided else 1
         # A batched pair of contexts stands beside the conditional one, which steps at guidance 1 use alone.
         contexts = 1 if not self.workload.is_guided else 3 if cut.guidance == "batched" else 2
+        activations = forwards_at_once * forward_bytes(self.spec, shape)
+        rests = int(FIXED_SEGMENTS_SHARE * activations) if self.hardware.has_fixed_segments else 0
         return Sampling(
             weights=expert_sizes(self.spec, self.dtype),
             adapters=self.lora.adapter_bytes,
-            activations=forwards_at_once * forward_bytes(self.spec, shape),
+            activations=activations,
             text=text_context_bytes(self.spec, contexts * batch, self.dtype),
             latents=latents_bytes(self.spec, self.workload.latent_size, batch),
             workspaces=forwards_at_once * WORKSPACE_BYTES + ROUNDING_BYTES if self.hardware.is_cuda else 0,
+            slack=SLACK_BYTES + rests,
         )
 
     def placeable(self, aside: int, current: Placement | None) -> Demand:

@@ -16,6 +16,8 @@ from .specs import TextEncoderSpec, TransformerSpec, VaeSpec
 
 # The allocator's unfilled pieces, and kernels that the driver loads when they are first launched.
 SLACK_BYTES = 1 << 30
+# Of the activations, what the rests of segments of fixed size come to (one H200: 0.25 to 0.5; docs/LOG.md, 2026-11-21).
+FIXED_SEGMENTS_SHARE = 0.4
 # cuBLAS and cuBLASLt take 32 MiB each from PyTorch's allocator on Hopper, less before it.
 WORKSPACE_BYTES = 64 << 20
 # Sampling beside that: the rounding of some twenty activations, keys and values of the text while they are made.

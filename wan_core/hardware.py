@@ -17,6 +17,7 @@ from time import perf_counter
 
 import torch
 
+from .allocator import segments_grow
 from .errors import UnsupportedError
 from .host_ram import host_ram
 
@@ -38,6 +39,7 @@ class Hardware:
     device: torch device string. capability: CUDA compute capability, `None` without CUDA. Memory in bytes.
     tflops: measured matrix product rate by dtype name, in TFLOP/s (a moment of work at detection).
     host_bandwidth: measured bytes per second from page-locked host memory to the device, `None` where it was not.
+    has_fixed_segments: whether PyTorch's allocator keeps memory in segments of fixed size, of which rests stay unused.
     """
 
     device: str
@@ -53,6 +55,7 @@ class Hardware:
     libraries: tuple[tuple[str, str], ...] = ()
     tflops: tuple[tuple[str, float], ...] = ()
     host_bandwidth: float | None = None
+    has_fixed_segments: bool = False
 
     @property
     def is_cuda(self) -> bool:
@@ -112,6 +115,7 @@ class Hardware:
             libraries=_installed_libraries(),
             tflops=_measured_rates(device) if measure else (),
             host_bandwidth=_measured_bandwidth(device) if measure and device.startswith("cuda") else None,
+            has_fixed_segments=device.startswith("cuda") and _has_fixed_segments(),
         )
 
 
@@ -191,6 +195,13 @@ def _measured_rates(device: str) -> tuple[tuple[str, float], ...]:
         best = min(_seconds(lambda a=a: a @ a, device) for _ in range(repeats))
         rates.append((str(dtype).removeprefix("torch."), 2 * size**3 / best / 1e12))
     return tuple(rates)
+
+
+def _has_fixed_segments() -> bool:
+    """PyTorch's own allocator without growing segments; CUDA's, which ComfyUI asks for, maps memory page by page."""
+    if torch.cuda.get_allocator_backend() != "native":
+        return False
+    return sys.platform == "win32" or not segments_grow()
 
 
 @cache

@@ -45,7 +45,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """What sampling takes, wherever its weights are. adapters: bytes beside the layers of the high and low expert."""
+    """What sampling takes, wherever its weights are.
+
+    adapters: bytes beside the layers of the high and low expert. slack: what the allocator cannot use.
+    """
 
     weights: UnitSizes
     adapters: tuple[int, int]
@@ -53,6 +56,7 @@ class Sampling:
     text: int
     latents: int
     workspaces: int
+    slack: int = SLACK_BYTES
 
     def weights_on_device(self, placement: Placement) -> tuple[int, int]:
         """Bytes of weights, adapters included, while the high and while the low expert runs."""
@@ -79,8 +83,8 @@ class Sampling:
         return found[Expert.HIGH], switch, found[Expert.LOW]
 
     def needed(self, placement: Placement) -> int:
-        """What has to be free for it, with what the allocator cannot use."""
-        return max(phase.peak_bytes for phase in self.phases(placement)) + SLACK_BYTES
+        """What has to be free for it."""
+        return max(phase.peak_bytes for phase in self.phases(placement)) + self.slack
 
 
 def _weights(nbytes: int) -> Part:

@@ -14,7 +14,6 @@ from .attention.verdicts import NOTHING_MEASURED, Calibration
 from .choices import choose_tf32, compile_with
 from .demand import choose
 from .errors import OutOfMemoryError
-from .footprint import SLACK_BYTES
 from .hardware import Hardware
 from .lora_plan import LoraIdentity, lora_disagreements
 from .memory_plan import Phase
@@ -74,6 +73,7 @@ class ExecutionPlan:
     """How the experts will run, with a reason for each choice. Seconds are estimates.
 
     videos_at_once: of the batch, in one forward. phases: what the device holds, for the experts alone.
+    slack_bytes: what the allocator cannot use of it.
     """
 
     workload: Workload
@@ -84,6 +84,7 @@ class ExecutionPlan:
     videos_at_once: int
     tf32: str
     phases: tuple[Phase, ...]
+    slack_bytes: int
     step_flops: tuple[tuple[Expert, float], ...]
     step_seconds: tuple[tuple[Expert, float], ...]
     decisions: tuple[Decision, ...]
@@ -106,7 +107,7 @@ class ExecutionPlan:
     @property
     def activation_bytes(self) -> int:
         """What must be free beside the weights, with what the allocator cannot use."""
-        return self.peak_bytes - self.weight_bytes + SLACK_BYTES
+        return self.peak_bytes - self.weight_bytes + self.slack_bytes
 
     @property
     def seconds(self) -> float | None:
@@ -211,6 +212,7 @@ def _resolve(
         videos_at_once=placed.split.batch,
         tf32=tf32,
         phases=placed.sampling.phases(placed.placement, experts),
+        slack_bytes=placed.sampling.slack,
         step_flops=_per_expert(experts, workload, spec.forward_flops(workload.latent_size, workload.batch).total),
         step_seconds=_step_seconds(experts, workload, spec, demand.dtype, hardware),
         decisions=(

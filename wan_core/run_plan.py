@@ -11,7 +11,7 @@ from typing import Literal
 from .attention.verdicts import NOTHING_MEASURED, Calibration
 from .choices import choose_dtype
 from .component_plan import ComponentPlan, resolve_decode, resolve_text
-from .footprint import SLACK_BYTES, vae_bytes
+from .footprint import vae_bytes
 from .hardware import Hardware
 from .memory_plan import Part, Phase
 from .placement import Placement
@@ -109,7 +109,7 @@ def resolve_run(
     dtype, _ = choose_dtype("VAE precision", profile.vae.precision, hardware)
     vae = vae_bytes(specs.vae, dtype) if hardware.is_cuda else 0
     experts = resolve(profile, hardware, specs.transformer, workload, calibration, aside=vae, current=current)
-    keeps_text = experts.peak_bytes + text.weight_bytes + vae + SLACK_BYTES <= hardware.free_memory
+    keeps_text = experts.peak_bytes + text.weight_bytes + vae + experts.slack_bytes <= hardware.free_memory
     beside = text.weight_bytes if keeps_text else 0
     decode, keeps_experts = _decode(profile, hardware, specs.vae, experts, beside)
     return RunPlan(

@@ -120,7 +120,7 @@ def test_the_peaks_of_one_h200_are_predicted():
     # To a tenth of a GiB, as it was written down.
     assert 72.35 <= plan.predicted_bytes["sample"] / GIB <= 1.05 * 72.35
     assert 8.65 <= plan.predicted_bytes["text"] / GIB <= 1.05 * 8.7
-    compiled = resolve_run(preset("exact"), H200, specs, workload())
+    compiled = resolve_run(preset("auto").with_settings({"compile.mode": "default"}), H200, specs, workload())
     saved = plan.predicted_bytes["sample"] - compiled.predicted_bytes["sample"]
     assert saved / GIB == pytest.approx(8.65 - 5.77, abs=0.05)
 
@@ -283,6 +283,14 @@ def test_on_a_cpu_everything_is_resident_and_budgets_do_not_count():
     small = workload(VideoSize(width=128, height=128, num_frames=17))
     plan = resolve_run(preset("cpu").with_settings({"offload.budget": "0.001"}), CPU, specs, small)
     assert plan.experts.binding.placement.policy == "resident"
+
+
+def test_segments_of_fixed_size_want_more_room():
+    fixed = replace(H200, has_fixed_segments=True)
+    few, more = (planned("24gb", hardware).experts for hardware in (H200, fixed))
+    assert more.slack_bytes - few.slack_bytes == pytest.approx(0.4 * 6.3 * GIB, rel=0.3)
+    assert more.binding.placement.streamed_blocks > few.binding.placement.streamed_blocks
+    assert planned("80gb", fixed).experts.binding.placement.policy == "resident"
 
 
 @pytest.mark.parametrize(
