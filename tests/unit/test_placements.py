@@ -1,11 +1,13 @@
 """The miniature under every placement: the same latent, bit for bit, with LoRAs and after changes of strength."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from miniature.architecture import TEXT_ENCODER, TRANSFORMER
 from miniature.write import write_miniature
@@ -164,3 +166,34 @@ def test_the_text_encoder_streams_its_blocks(folder, conditioning, streamed):
     weights = pipeline._text.weights
     assert len(weights.streamed) == streamed and weights.bytes_on_device == weights.resident_bytes
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in weights.module.blocks)
+
+
+class NothingOnTheHost(TorchDispatchMode):
+    """Stands for a GPU: what waits on the host is copied from, and computed with by nobody."""
+
+    MOVES = ("copy_", "slice", "view", "_to_copy", "detach", "alias", "as_strided")
+
+    def __init__(self, held: Callable[[], Iterable[Weights]]) -> None:
+        super().__init__()
+        self._held = held
+        self.seen = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if func.overloadpacket.__name__ not in self.MOVES:
+            host = {piece.data.data_ptr() for weights in self._held() for piece in weights._on_host.values()}
+            for argument in args:
+                if isinstance(argument, Tensor) and not argument.is_meta:
+                    self.seen += 1
+                    assert argument.untyped_storage().data_ptr() not in host, f"{func} of a tensor on the host"
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda each: f"{each.policy} {each.streamed_blocks}")
+def test_what_waits_on_the_host_is_never_computed_with(folder, conditioning, placement):
+    session = Session(folder, conditioning, placement, "beside")
+    expected = session.run(1.0)
+    with NothingOnTheHost(lambda: session.pipeline._experts.weights.values()) as device:
+        assert torch.equal(session.run(1.0), expected)
+    assert device.seen > 1000

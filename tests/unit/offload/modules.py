@@ -1,9 +1,11 @@
 """Small modules with blocks, sources that count their reads, and lanes that do the worst that a device may do."""
 
 from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wan_core.offload.weights import OnBytes, Weights
 
@@ -79,11 +81,12 @@ class LateLane:
     """A device that copies at the last moment: what nobody waits for never arrives."""
 
     def __init__(self, device: torch.device) -> None:
-        self.waiting: list[Callable[[], None]] = []
+        self.waiting: list[Callable[[], object]] = []
         self.done = 0
 
     def send(self, copy: Callable[[], None]) -> int:
-        self.waiting.append(copy)
+        with _CopiesQueued(self.waiting):
+            copy()
         return self.done + len(self.waiting)
 
     def wait_for(self, arrival: int) -> None:
@@ -93,3 +96,19 @@ class LateLane:
 
     def wait(self) -> None:
         self.wait_for(self.done + len(self.waiting))
+
+
+class _CopiesQueued(TorchDispatchMode):
+    """Puts copies off, as a stream does, while everything on the host happens at once."""
+
+    def __init__(self, queue: list[Callable[[], object]]) -> None:
+        super().__init__()
+        self._queue = queue
+
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if func is not torch.ops.aten.copy_.default:
+            return func(*args, **kwargs or {})
+        self._queue.append(partial(func, *args, **kwargs or {}))
+        return args[0]

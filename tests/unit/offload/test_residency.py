@@ -39,7 +39,12 @@ class Run:
                     x = self.step(name, x, text)
             finally:
                 self.residency.release()
+                assert not self.is_copying()
         return x
+
+    def is_copying(self) -> bool:
+        """Whether anything is still being copied to memory that somebody else may get."""
+        return bool(getattr(getattr(self.residency, "_lane", None), "waiting", ()))
 
     def begin(self, name: str, later: str) -> list[Tensor]:
         self.residency.activate(name, silent, later=later)
