@@ -22,8 +22,10 @@ from .files import check_writable, replacing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Visually lossless at the defaults of x264.
+# Visually lossless.
 DEFAULT_CRF = 17
+# A quarter of the work of the default of x264, for files of its size and within 0.2 dB (docs/LOG.md, 2026-11-21).
+_PRESET = "veryfast"
 # Chunks that may wait for the encoder: enough that neither side waits for the other's every hiccup.
 _AHEAD = 4
 _BT709 = 1
@@ -133,10 +135,12 @@ class _Encoder:
 
 def _add_stream(av: ModuleType, container: object, size: tuple[int, int], fps: Fraction, crf: int) -> object:
     try:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": _PRESET})
     except av.codec.codec.UnknownCodecError as error:
         raise UnsupportedError("this build of PyAV has no H.264 encoder (libx264); install 'av' from PyPI") from error
     stream.height, stream.width = size
+    # A frame for each thread: PyAV asks for threads within a frame, which wait for one another.
+    stream.codec_context.thread_type = "FRAME"
     stream.pix_fmt = "yuv420p"
     stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = _BT709
     stream.codec_context.color_range = _LIMITED_RANGE

@@ -161,10 +161,12 @@ class Decoder(nn.Module):
         at_once, at_once_last = FRAMES_AT_ONCE, FRAMES_AT_ONCE
         if self.kernels.stacks(self._last_channels):
             at_once, at_once_last = FRAMES_AT_ONCE_BEFORE, 1
-        parts = []
-        for some in _run(layers[:low], features, cache).split(at_once, dim=2):
-            for part in _run(layers[low:split], some, cache).split(at_once_last, dim=2):
-                parts.append(self.head(_run(layers[split:], part, cache), cache))
+        parts, waiting = [], list(_run(layers[:low], features, cache).split(at_once, dim=2))
+        # Taken out one by one, so that the first layer to run over some is the last to hold them.
+        while waiting:
+            frames = list(_run(layers[low:split], waiting.pop(0), cache).split(at_once_last, dim=2))
+            while frames:
+                parts.append(self.head(_run(layers[split:], frames.pop(0), cache), cache))
         return torch.cat(parts, dim=2)
 
 

@@ -24,9 +24,21 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..kernels.vae import TORCH
 from ..specs import VaeSpec, video_frames
-from .vae21 import FRAMES_AT_ONCE, Level, Stage, WanVae, decoder_levels, run_chunks, video_chunks
+from .vae21 import (
+    FRAMES_AT_ONCE,
+    FRAMES_AT_ONCE_BEFORE,
+    Level,
+    Stage,
+    WanVae,
+    decoder_levels,
+    run_chunks,
+    video_chunks,
+)
 
+# Which convolutions run over planes, by their channels (`VaeKernels.stacks`).
+Stacks = Callable[[int], bool]
 # Called with the chunks done and to do, over all tiles; what it raises ends the work.
 Progress = Callable[[int, int], None]
 
@@ -178,18 +190,24 @@ def _run_patches(
             on_progress(done, len(patches) * len(chunks))
 
 
-def decode_bytes(spec: VaeSpec, latent_size: tuple[int, int, int], dtype_bytes: int, tile: Tile | None = None) -> int:
+def decode_bytes(
+    spec: VaeSpec,
+    latent_size: tuple[int, int, int],
+    dtype_bytes: int,
+    tile: Tile | None = None,
+    stacks: Stacks = TORCH.stacks,
+) -> int:
     """Peak bytes of live tensors, above the weights, while one latent of size (T, H, W) is decoded chunk by chunk.
 
-    With a tile, for `decode_tiled_chunks` and with its buffers. Not counted: workspaces of the convolution library,
-    the allocator's slack, the score matrix where attention is not fused, and the chunks that the caller keeps.
+    With a tile, for `decode_tiled_chunks` and with its buffers. stacks: the rule of the kernels that the VAE is built
+    with. Not counted: workspaces of the convolution library, the allocator's slack, the score matrix where attention is
+    not fused, and the chunks that the caller keeps.
     """
     num_latent_frames, height, width = latent_size
-    single = num_latent_frames == 1
-    inner, outer = _inner_elements(spec, single=single), _outer_elements(spec, single=single)
+    memory = _Memory(spec=spec, single=num_latent_frames == 1, stacks=stacks)
+    inner, outer = memory.inner(), memory.outer()
     if tile is None or tile.covers(height, width):
-        inner_cached = 0 if single else _inner_cached(spec)
-        return dtype_bytes * height * width * max(inner, inner_cached + outer)
+        return dtype_bytes * height * width * max(inner, memory.inner_cached() + outer)
     in_time, *in_space = spec.stride
     features = spec.dim * spec.dim_multipliers[-1] * num_latent_frames
     video = 3 * video_frames(num_latent_frames, in_time) * math.prod(in_space)
@@ -200,13 +218,19 @@ def decode_bytes(spec: VaeSpec, latent_size: tuple[int, int, int], dtype_bytes: 
 
 
 def default_tile(
-    spec: VaeSpec, latent_size: tuple[int, int, int], dtype_bytes: int, budget_bytes: int, *, overlap: int = 16
+    spec: VaeSpec,
+    latent_size: tuple[int, int, int],
+    dtype_bytes: int,
+    budget_bytes: int,
+    *,
+    overlap: int = 16,
+    stacks: Stacks = TORCH.stacks,
 ) -> Tile | None:
     """`None` if a latent of size (T, H, W) decodes whole within the budget; else the tile that wastes least and fits.
 
     Where nothing fits, the tile that needs least: compare its `decode_bytes` with the budget.
     """
-    if decode_bytes(spec, latent_size, dtype_bytes) <= budget_bytes:
+    if decode_bytes(spec, latent_size, dtype_bytes, None, stacks) <= budget_bytes:
         return None
     _, height, width = latent_size
     tiles = {
@@ -214,7 +238,7 @@ def default_tile(
         for down, tall in _divisions(height, overlap)
         for across, wide in _divisions(width, overlap)
     }
-    fitting = [tile for tile in tiles if decode_bytes(spec, latent_size, dtype_bytes, tile) <= budget_bytes]
+    fitting = [tile for tile in tiles if decode_bytes(spec, latent_size, dtype_bytes, tile, stacks) <= budget_bytes]
     if fitting:
         return min(fitting, key=tiles.__getitem__)
     return min(tiles, key=lambda tile: tile.height * tile.width)
@@ -226,39 +250,80 @@ def _divisions(size: int, overlap: int) -> list[tuple[int, int]]:
     return [(number, max(length, 2 * overlap)) for number, length in ways if number == 1 or length >= 2 * overlap]
 
 
-# Elements alive at the peak, per latent position: everything in the decoder is proportional to the frame's area.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Memory:
+    """Elements alive at the peak, per latent position: everything in the decoder is proportional to the frame's area.
 
+    single: an image, which needs no caches.
+    """
 
-def _inner_cached(spec: VaeSpec) -> int:
-    return 2 * (spec.latent_channels + 4 * spec.dim * spec.dim_multipliers[-1])
+    spec: VaeSpec
+    single: bool
+    stacks: Stacks
 
+    def inner_cached(self) -> int:
+        spec = self.spec
+        return 0 if self.single else 2 * (spec.latent_channels + 4 * spec.dim * spec.dim_multipliers[-1])
 
-def _inner_elements(spec: VaeSpec, *, single: bool) -> int:
-    """Attention is the widest here: x, its norm, q, k, v, what was attended, and the sum."""
-    return 7 * spec.dim * spec.dim_multipliers[-1] + (0 if single else _inner_cached(spec))
+    def inner(self) -> int:
+        """Attention is the widest here: x, its norm, q, k, v, what was attended, and the sum."""
+        return 7 * self.spec.dim * self.spec.dim_multipliers[-1] + self.inner_cached()
 
+    def outer(self) -> int:
+        """The caches of all convolutions, the widest layer with what waits for it, and a chunk of video."""
+        levels = decoder_levels(self.spec)
+        in_time, *in_space = self.spec.stride
+        chunk = 2 * 3 * (1 if self.single else in_time) * math.prod(in_space)
+        widest = max(self._layer(level, levels) + self._waiting(level, levels) for level in levels)
+        return self._cached(levels) + widest + chunk + levels[0].channels + self.spec.latent_channels
 
-def _outer_elements(spec: VaeSpec, *, single: bool) -> int:
-    """The caches of all convolutions, the frames that wait for their turn, the widest layer, and a chunk of video."""
-    levels = decoder_levels(spec)
-    full_rate = next(level for level in levels if level.frames == spec.stride[0])
-    waiting = (1 if single else full_rate.frames) * full_rate.in_channels * full_rate.rows**2
-    chunk = 2 * 3 * math.prod(spec.stride)
-    working = waiting + chunk + max(_layer_elements(level, spec, single=single) for level in levels)
-    if single:
-        return working
-    cached = levels[-1].channels * levels[-1].rows ** 2
-    for level in levels:
-        num_wide = 2 * spec.num_res_blocks + 1 + (level.upsample == "space-time")
-        cached += (level.in_channels + num_wide * level.channels) * level.rows**2
-    return 2 * cached + working
+    def _cached(self, levels: Sequence[Level]) -> int:
+        if self.single:
+            return 0
+        cached = self._past(levels[-1].channels) * levels[-1].rows ** 2
+        for level in levels:
+            rest = (2 * self.spec.num_res_blocks + 1) * self._past(level.channels)
+            time_conv = 2 * level.channels if level.upsample == "space-time" else 0
+            cached += (self._past(level.in_channels) + rest + time_conv) * level.rows**2
+        return cached
 
+    def _past(self, num_channels: int) -> int:
+        return (3 if self.stacks(num_channels) else 2) * num_channels
 
-def _layer_elements(level: Level, spec: VaeSpec, *, single: bool) -> int:
-    """The wider of a residual block (x, window, result) and an upsampling (x, its enlargement, half the channels)."""
-    frames = FRAMES_AT_ONCE if level.frames == spec.stride[0] else level.frames
-    frames, past = (1, 0) if single else (frames, 2)
-    block = 3 * frames + past
-    doubled = 2 if level.upsample == "space-time" and not single else 1
-    upsampling = 0 if level.upsample == "none" else (1 + doubled * (4 + 2)) * frames
-    return max(block, upsampling) * level.channels * level.rows**2
+    def _at_once(self, level: Level) -> int:
+        """Frames that a level takes together."""
+        last = decoder_levels(self.spec)[-1]
+        if self.single or level.frames < self.spec.stride[0]:
+            return 1 if self.single else level.frames
+        if not self.stacks(last.channels):
+            return min(FRAMES_AT_ONCE, level.frames)
+        return 1 if level == last else min(FRAMES_AT_ONCE_BEFORE, level.frames)
+
+    def _waiting(self, level: Level, levels: Sequence[Level]) -> int:
+        """Frames that this level and the one before it have not come to yet."""
+        full_rate = [each for each in levels if each.frames == self.spec.stride[0]]
+        if self.single or level not in full_rate:
+            return 0
+        first, at_once = full_rate[0], self._at_once(full_rate[0])
+        waiting = first.frames * first.in_channels * first.rows**2 if at_once < first.frames else 0
+        if level == levels[-1] and self._at_once(level) < at_once:
+            before = levels[-2]
+            waiting += at_once * before.channels * before.rows**2
+        return waiting
+
+    def _layer(self, level: Level, levels: Sequence[Level]) -> int:
+        """The wider of a residual block (x, window, result) and an upsampling (x, its enlargement, half the channels).
+
+        The last upsampling belongs to the last level, whose frames it takes as that does.
+        """
+        frames = self._at_once(level)
+        past = 0 if self.single or self.stacks(level.channels) else 2
+        widest = (3 * frames + past) * level.channels * level.rows**2
+        if level == levels[-1]:
+            return max(widest, self._upsampling(levels[-2], frames))
+        return widest if level == levels[-2] else max(widest, self._upsampling(level, frames))
+
+    def _upsampling(self, level: Level, frames: int) -> int:
+        """x, twice the frames of it where there are, their enlargement, and half the channels of that."""
+        frames_of_x = 1 + 2 + 2 * (4 + 2) if level.upsample == "space-time" and not self.single else 1 + 4 + 2
+        return frames_of_x * frames * level.channels * level.rows**2
