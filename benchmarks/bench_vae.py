@@ -62,14 +62,13 @@ def ways() -> dict[str, Way]:
     except (ImportError, OSError) as error:
         print(f"no Triton: {type(error).__name__}: {error}")
         return found
-    windows, parts = replace(TRITON, stacks=plain.never), replace(TRITON, attend=plain.attend_in_parts)
+    windows = replace(TRITON, stacks=plain.never)
     return found | {
         "Triton, windows of 2": Way(kernels=windows),
         "Triton, windows of 4": Way(kernels=windows, at_once=4),
         "Triton, planes after 2": Way(kernels=TRITON, before=2),
         "Triton, planes after 4": Way(kernels=TRITON),
-        "the same, attention in parts": Way(kernels=parts),
-        "the same, searched": Way(kernels=TRITON, searched=True),
+        "Triton, planes after 4, searched": Way(kernels=TRITON, searched=True),
     }
 
 
@@ -134,7 +133,7 @@ def measure_decode(vae: WanVae, way: Way) -> dict[str, object]:
         cold = perf_counter() - start
         chunks: list[float] = []
         peak = peak_of(lambda: chunks.extend(time_chunks(vae, latent)))
-        predicted = decode_bytes(WAN21_VAE, SIZE_720P, 2)
+        predicted = decode_bytes(WAN21_VAE, SIZE_720P, 2, None, way.kernels.stacks)
     later = median(chunks[2:])
     return {
         "seconds": chunks[0] + chunks[1] + (NUM_CHUNKS - 2) * later,
@@ -267,7 +266,7 @@ class Bench:
         self.found: dict[str, object] = {}
         self._chosen = chosen
         self._vae = make_vae(torch.bfloat16)
-        self.best = next(reversed(chosen))
+        self.best = _SHIPPED if _SHIPPED in chosen else next(reversed(chosen))
 
     def decode(self) -> None:
         rows = self.found["decode"] = {}
@@ -309,6 +308,8 @@ class Bench:
         self.found["text"] = bench_tail.text()
 
 
+# What a plan builds where Triton is there; the way of the other sections where none was timed.
+_SHIPPED = "Triton, planes after 4"
 SECTIONS = ("decode", "breakdown", "error", "tail", "presets", "text")
 
 

@@ -17,6 +17,7 @@ from .footprint import (
     vae_bytes,
 )
 from .hardware import Hardware
+from .kernels.vae import STACKING
 from .memory_plan import Part, Phase
 from .models.vae_tiling import Tile, decode_bytes, default_tile
 from .placing import HOST_HEADROOM_BYTES, within_budget
@@ -120,17 +121,19 @@ def resolve_decode(
     """
     hardware = within_budget(profile.offload, hardware)
     dtype, dtype_decision = choose_dtype("VAE precision", profile.vae.precision, hardware)
+    kernels, kernels_decision = choose_vae_kernels(profile.fusion.kernels, dtype, hardware, profile)
+    stacks, itemsize = STACKING[kernels], DTYPE_BYTES[dtype]
     weights = vae_bytes(spec, dtype)
     aside = frames_bytes(spec, latent_size) + (WORKSPACE_BYTES if hardware.is_cuda else 0)
 
     def working(tile: Tile | None) -> int:
-        return aside + int(decode_bytes(spec, latent_size, DTYPE_BYTES[dtype], tile) * _ROUNDING)
+        return aside + int(decode_bytes(spec, latent_size, itemsize, tile, stacks) * _ROUNDING)
 
     tile, reason = None, ""
     whole = weights + working(None) + SLACK_BYTES
     if profile.vae.tiling == "on" or (profile.vae.tiling == "auto" and whole > hardware.free_memory):
         room = hardware.free_memory - weights - aside - SLACK_BYTES
-        tile = default_tile(spec, latent_size, DTYPE_BYTES[dtype], int(room / _ROUNDING)) or Tile()
+        tile = default_tile(spec, latent_size, itemsize, int(room / _ROUNDING), stacks=stacks) or Tile()
         reason = f"whole frames need {gib(whole)}, {gib(hardware.free_memory)} are free"
     # Tiles differ from whole frames by at most 1e-3 of the norm, where their overlaps are blended.
     tiling = Decision(
@@ -140,7 +143,6 @@ def resolve_decode(
         reason=reason,
         quality="exact" if tile is None else "near",
     )
-    kernels, kernels_decision = choose_vae_kernels(profile.fusion.kernels, dtype, hardware, profile)
     rate = hardware.rate(dtype)
     return ComponentPlan(
         device=hardware.device,
@@ -153,5 +155,5 @@ def resolve_decode(
         kernels=kernels,
         strict=profile.on_unsupported == "error",
         decisions=(dtype_decision, kernels_decision, tiling),
-        seconds=None if rate is None else decode_seconds(spec, latent_size, rate),
+        seconds=None if rate is None else decode_seconds(spec, latent_size, rate, kernels),
     )

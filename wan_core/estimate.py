@@ -161,11 +161,12 @@ def decode_parts(
     batch, *latent_size = latent_shape
     rate = known.hardware.rate(plan.dtype)
     task = Task(
-        kind=f"decode from {place.value}, width {spec.dim}, {plan.dtype}, {plan.tile or 'whole frames'}",
+        kind=f"decode from {place.value}, width {spec.dim}, {plan.dtype}, {plan.tile or 'whole frames'}"
+        + (f", {plan.kernels}" if plan.kernels != "off" else ""),
         size=_size(latent_shape),
         work=decode_flops(spec, tuple(latent_size)) * batch,
     )
-    seconds = 0.0 if rate is None else decode_seconds(spec, tuple(latent_size), rate) * batch
+    seconds = 0.0 if rate is None else decode_seconds(spec, tuple(latent_size), rate, plan.kernels) * batch
     return (known.expect(Part(name="decode", stage="decode", task=task, seconds=seconds)),)
 
 

@@ -9,7 +9,8 @@ from .specs import TransformerSpec, VaeSpec
 # and the reference's stacks on one H200 (docs/LOG.md, 2026-11-21).
 LINEAR_EFFICIENCY = 0.85
 ATTENTION_EFFICIENCY = 0.60
-CONVOLUTION_EFFICIENCY = 0.25
+# Of a whole decode, by the kernels between its convolutions; at 1280x720x81 on one H200 (2026-11-21).
+CONVOLUTION_EFFICIENCY = {"off": 0.25, "triton": 0.47}
 
 # Bytes per second of a file on a common NVMe disk; one H200 read 5.0e9 from memory
 # (benchmarks/results/first_run_h200_202611.md).
@@ -37,6 +38,6 @@ def decode_flops(spec: VaeSpec, latent_size: tuple[int, int, int]) -> float:
     return total
 
 
-def decode_seconds(spec: VaeSpec, latent_size: tuple[int, int, int], tflops: float) -> float:
+def decode_seconds(spec: VaeSpec, latent_size: tuple[int, int, int], tflops: float, kernels: str = "off") -> float:
     """Roofline of a decode at a measured matrix product rate."""
-    return decode_flops(spec, latent_size) / (tflops * CONVOLUTION_EFFICIENCY * 1e12)
+    return decode_flops(spec, latent_size) / (tflops * CONVOLUTION_EFFICIENCY[kernels] * 1e12)

@@ -93,13 +93,6 @@ def test_enlarge(triton: VaeKernels, frames: int, channels: int, height: int, wi
     assert error(got, exact) <= max(1.5 * error(usual, exact), 2e-6)
 
 
-@each_dtype
-def test_attention_in_parts(dtype: torch.dtype) -> None:
-    q, k, v = (drawn(2, 3000, 384, dtype=dtype, seed=seed) for seed in range(3))
-    exact = plain.attend(q.double(), k.double(), v.double())
-    assert error(plain.attend_in_parts(q, k, v), exact) <= max(1.1 * error(plain.attend(q, k, v), exact), 2e-6)
-
-
 def built(kernels: VaeKernels, dtype: torch.dtype) -> WanVae:
     spec = VaeSpec(dim=32)
     vae = WanVae(spec, kernels)
@@ -110,7 +103,7 @@ def built(kernels: VaeKernels, dtype: torch.dtype) -> WanVae:
 @torch.no_grad()
 def test_a_decode_and_an_encode_err_as_plain_pytorch_does(triton: VaeKernels) -> None:
     latent, video = draw(2, 16, 3, 20, 28).cuda(), draw(1, 3, 9, 64, 96, seed=1).clamp(-1, 1).cuda()
-    kernels = (plain.TORCH, triton, replace(triton, attend=plain.attend_in_parts))
+    kernels = (plain.TORCH, triton, replace(triton, stacks=plain.never))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact = built(plain.TORCH, torch.float64)
         decoded, encoded = exact.decode(latent.double()), exact.encode(video.double())

@@ -95,7 +95,7 @@ def _try_vae(kernels: VaeKernels, device: torch.device) -> Results:
     """What they make of two small frames."""
     draw, dtype, layout = _drawing(device), torch.bfloat16, torch.channels_last_3d
     x, h = (draw(1, 24, 2, 3, 5).to(dtype).contiguous(memory_format=layout) for _ in range(2))
-    gamma, bias, weight, (q, k, v) = draw(24, 1, 1, 1), draw(24), draw(12, 24, 3, 3) / 15, draw(3, 1, 16, 24).to(dtype)
+    gamma, bias, weight = draw(24, 1, 1, 1), draw(24), draw(12, 24, 3, 3) / 15
     gamma, bias, weight = gamma.to(dtype), bias.to(dtype), weight.to(dtype)
     out = torch.empty_like(x)
     kernels.activate(h.clone(), bias, gamma, out)
@@ -107,7 +107,6 @@ def _try_vae(kernels: VaeKernels, device: torch.device) -> Results:
         "push": planes,
         "add": kernels.add(h, bias, x),
         "enlarge": kernels.enlarge(frames, kernels.prepare(weight), bias[:12].contiguous()),
-        "attend": kernels.attend(q, k, v),
     }
 
 

@@ -11,6 +11,7 @@ Layout: x is (B, C, T, H, W) and frames are (F, C, H, W), in any memory format f
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,6 @@ class VaeKernels:
     add(h, bias, x): h + bias + x in the memory of h.
     prepare(weight): a 3x3 kernel (O, C, 3, 3) in the form in which `enlarge` wants it; once per run.
     enlarge(frames, weight, bias): a 3x3 convolution over twice the rows and columns, (F, C, H, W) -> (F, O, 2H, 2W).
-    attend(q, k, v): single-head attention, all (F, L, D).
     """
 
     name: str
@@ -40,7 +40,6 @@ class VaeKernels:
     add: Callable[[Tensor, Tensor, Tensor], Tensor]
     prepare: Callable[[Tensor], Tensor]
     enlarge: Callable[[Tensor, Tensor, Tensor], Tensor]
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def norm(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
@@ -74,6 +73,10 @@ def beside_tiles(num_channels: int) -> bool:
     in three dimensions; with 192 channels 591 and 658 (2026-11-21).
     """
     return num_channels % 64 != 0
+
+
+# The rule by the name of kernels, for plans, which load none.
+STACKING = MappingProxyType({"off": never, "triton": beside_tiles})
 
 
 def add(h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
@@ -128,38 +131,6 @@ def enlarge_merged(frames: Tensor, merged: Tensor, bias: Tensor) -> Tensor:
     return interleave(F.conv2d(frames, merged, padding=1), bias)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's own choice, which for heads as wide as this one is its memory-efficient kernel."""
-    return F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)).squeeze(1)
-
-
-# Scores that are alive at once, in bytes: enough to fill a device, little beside the rest of a decode.
-_SCORE_BYTES = 2**28
-
-
-def attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Two matrix products with a softmax between them, for some queries at a time; scores in float32 throughout.
-
-    For heads that no flash kernel takes: plain products run at several times the rate of the memory-efficient kernel.
-    """
-    out = torch.empty_like(q)
-    rows = max(_SCORE_BYTES // (4 * k.shape[1]) // 128 * 128, 128)
-    for frame in range(q.shape[0]):
-        keys, values = k[frame].t(), v[frame]
-        for start in range(0, q.shape[1], rows):
-            some = slice(start, start + rows)
-            scores = _product_in_float32(q[frame, some], keys)
-            weights = torch.softmax(scores.mul_(q.shape[2] ** -0.5), dim=-1)
-            torch.mm(weights.to(v.dtype), values, out=out[frame, some])
-    return out
-
-
-def _product_in_float32(a: Tensor, b: Tensor) -> Tensor:
-    if a.is_cuda and a.dtype is not torch.float32:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
-
-
 TORCH = VaeKernels(
-    name="torch", activate=activate, push=push, stacks=never, add=add, prepare=as_it_is, enlarge=enlarge, attend=attend
+    name="torch", activate=activate, push=push, stacks=STACKING["off"], add=add, prepare=as_it_is, enlarge=enlarge
 )

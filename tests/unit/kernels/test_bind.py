@@ -67,9 +67,7 @@ def test_one_that_does_not_run_is_a_reason(vendor, fault):
 
 
 def test_those_of_the_vae_are_tried_in_the_same_way(vendor):
-    kernels = replace(
-        vae.TORCH, name="another", prepare=vae.merged_weight, enlarge=vae.enlarge_merged, attend=vae.attend_in_parts
-    )
+    kernels = replace(vae.TORCH, name="another", prepare=vae.merged_weight, enlarge=vae.enlarge_merged)
     vendor(kernels)
     assert bind_vae_kernels("triton", "cpu") == (kernels, None)
     assert bind_vae_kernels("off", "cpu") == (vae.TORCH, None)
@@ -86,7 +84,6 @@ def activate_without_bias(x, bias, gamma, out):
         ("push", lambda x, bias, gamma, planes: vae.push(x, bias, gamma, planes.clone())),
         ("add", lambda h, bias, x: h + x),
         ("enlarge", lambda frames, weight, bias: vae.enlarge(frames, weight.flip(-1), bias)),
-        ("attend", lambda q, k, v: vae.attend(q, q, v)),
     ],
 )
 def test_one_of_the_vae_that_is_wrong_is_a_reason(vendor, name, wrong):

@@ -44,9 +44,3 @@ def test_merged_upsampling_is_the_doubled_one(height: int, width: int) -> None:
     torch.testing.assert_close(
         plain.enlarge_merged(frames, plain.merged_weight(weight), bias), expected, rtol=1e-5, atol=1e-5
     )
-
-
-def test_attention_in_parts_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = (draw(2, 300, 24, seed=seed) for seed in range(3))
-    monkeypatch.setattr(plain, "_SCORE_BYTES", 4 * 300 * 128)  # three parts, the last one short
-    torch.testing.assert_close(plain.attend_in_parts(q, k, v), plain.attend(q, k, v), rtol=1e-5, atol=1e-5)
