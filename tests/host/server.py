@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +66,15 @@ def lay_out(base: Path) -> Path:
 class ComfyServer:
     """A running ComfyUI. Use as a context manager: leaving it ends the process, and only that process."""
 
-    def __init__(self, install: ComfyInstall, base: Path, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self, install: ComfyInstall, base: Path, flags: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    ) -> None:
         self.base = base
         self.log_path = base / "comfyui.log"
         self.port = _free_port()
         self.client = Client(f"127.0.0.1:{self.port}")
         self._install = install
+        self._environment = environment() | dict(variables or {})
         self._command = [
             str(install.python), "main.py", "--cpu", "--force-fp32", "--port", str(self.port),
             "--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes",
@@ -90,7 +93,7 @@ class ComfyServer:
     def __enter__(self) -> "ComfyServer":
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=self._install.root, stdout=log, stderr=subprocess.STDOUT, env=environment()
+                self._command, cwd=self._install.root, stdout=log, stderr=subprocess.STDOUT, env=self._environment
             )
         deadline = time.monotonic() + START_SECONDS
         while unreachable(self.client):
