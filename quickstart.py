@@ -30,7 +30,7 @@ LEAST_PYTHON = (3, 11)
 
 MODEL = HERE / "models" / "wan_velocity_mini"
 OUTPUT = HERE / "output"
-# What the miniature knows: miniature/README.md.
+# What the miniature knows: the README beside its weights.
 SIZE = {"--width": 128, "--height": 128, "--frames": 33}
 PROMPTS = (
     "a large red circle moving right on a black background",
