@@ -57,7 +57,12 @@ def forms(q: Tensor, k: Tensor, v: Tensor, tiles: list[str]) -> dict[str, Attent
     for name in tiles:
         if name in HEAD_BY_HEAD:
             found[f"{name}; k, v head by head"] = partial(attend, q, *apart, **TILES[name])
+            found[f"{name}; k, v copied head by head"] = partial(_copied, q, k, v, **TILES[name])
     return found
+
+
+def _copied(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+    return attend(q, head_by_head(k), head_by_head(v), **options)
 
 
 def error(got: Tensor, q: Tensor, k: Tensor, v: Tensor) -> float:

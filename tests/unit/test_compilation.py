@@ -1,5 +1,6 @@
 """Regional compilation: what recompiles and what does not, and what happens where a compiler fails."""
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -111,6 +112,16 @@ def test_what_fails_in_the_run_is_an_error(blocks):
     Region("default", backend=broken).add(blocks)
     with pytest.raises(torch.OutOfMemoryError):
         run(blocks)
+
+
+def test_what_is_compiled_is_kept_where_a_restart_leaves_it(blocks, monkeypatch, tmp_path):
+    monkeypatch.setenv("WAN_VELOCITY_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of the user's choice")
+    Region("default", backend="eager").add(blocks)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "of the user's choice"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    Region("default", backend="eager").add(blocks)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
 
 
 def test_off_leaves_the_blocks_alone(blocks):

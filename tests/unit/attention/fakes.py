@@ -14,6 +14,7 @@ from wan_core.profiles import Quality
 # What each vendor's library is called: as a package, as a module, and the function that is called in it.
 VENDORS = {
     "flash-attn-4": ("flash-attn-4", "flash_attn.cute", "flash_attn_func"),
+    "flash-attn-4-wide": ("flash-attn-4", "flash_attn.cute.interface", "_flash_attn_fwd"),
     "flash-attn-3": ("flash-attn-3", "flash_attn_interface", "flash_attn_func"),
     "flash-attn-2": ("flash-attn", "flash_attn", "flash_attn_func"),
     "xformers": ("xformers", "xformers.ops", "memory_efficient_attention"),

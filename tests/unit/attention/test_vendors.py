@@ -1,6 +1,9 @@
 """The vendors' backends: what each refuses and where, what it calls, and what a broken library costs."""
 
 import importlib.util
+import os
+import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -26,6 +29,8 @@ def vendor_backend(name: str) -> AttentionBackend:
 @pytest.mark.parametrize(
     ("name", "problem", "capability", "reason"),
     [
+        ("flash-attn-4-wide", REAL, (9, 0), None),
+        ("flash-attn-4-wide", REAL, (10, 0), UNTIL_9),
         ("flash-attn-4", REAL, (9, 0), None),
         ("flash-attn-4", replace(REAL, dtype="float16"), (10, 0), None),
         ("flash-attn-4", REAL, (8, 0), NEEDS_9 + "8.0"),
@@ -81,6 +86,13 @@ def test_equal_reasons_are_said_once(machine):
     )
 
 
+def in_wide_blocks(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, tile_mn: tuple[int, int], mma_pv_is_rs: bool
+) -> tuple[torch.Tensor, None, None]:
+    assert tile_mn[0] == 192 and not mma_pv_is_rs, "the probabilities of so wide a block do not fit the registers"
+    return attend(q, k, v), None, None
+
+
 def with_log_sum_exp(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, None]:
     return attend(q, k, v), None
 
@@ -88,7 +100,7 @@ def with_log_sum_exp(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple
 @pytest.mark.parametrize(
     ("name", "function"),
     [
-        *((name, attend) for name in VENDORS),
+        *((name, in_wide_blocks if name == "flash-attn-4-wide" else attend) for name in VENDORS),
         ("flash-attn-4", with_log_sum_exp),
         ("flash-attn-3", with_log_sum_exp),
     ],
@@ -152,3 +164,15 @@ def test_doctor_shows_what_is_broken(monkeypatch, machine, name):
     backend = vendor_backend(name)
     verdict = doctor.judge(backend, (backend, sdpa.ANY), SMALL, machine("h200", libraries=ALL))
     assert verdict.problem == "OSError: undefined symbol: _ZN3c10"
+
+
+def test_flash_attention_4_keeps_its_kernels_in_our_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("WAN_VELOCITY_CACHE", str(tmp_path))
+    for name in ("ENABLED", "DIR"):
+        monkeypatch.setenv(f"FLASH_ATTENTION_CUTE_DSL_CACHE_{name}", "")  # so that it is put back
+        monkeypatch.delenv(f"FLASH_ATTENTION_CUTE_DSL_CACHE_{name}")
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
+    with pytest.raises(ImportError), warnings.catch_warnings():
+        vendor_backend("flash-attn-4").load()
+    assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] == "1"
+    assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] == str(tmp_path / "flash-attn-4")
