@@ -65,18 +65,22 @@ def _decode(vae: VaeHandle, samples: Tensor, plan: ComponentPlan, hooks: live.No
     batch, _, num_latent_frames, height, width = samples.shape
     shape = (batch, video_frames(num_latent_frames), height * 8, width * 8, 3)
     device = host.result_device()
-    images, start = empty(shape, device=device), 0
-    chunks = decode_down_the_ladder(
-        lambda tile: vae.ready(plan, hooks.on_load).decode_chunks(samples, tile, hooks),
-        plan.tile,
-        smaller_tiles(vae.spec, tuple(samples.shape[2:]), plan.dtype),
-        report,
-        host.free_device,
-        hooks.on_warning,
-    )
-    # Where the host wants results on the device, they never leave it.
-    for frames in on_host(chunks, fractions) if device.type == "cpu" else map(fractions, chunks):
-        end = start + frames.shape[1]
-        images[:, start:end] = frames
-        start = end
+    images = empty(shape, device=device)
+    smaller = smaller_tiles(vae.spec, tuple(samples.shape[2:]), plan.dtype)
+    # One video at a time, as the plan counts: a batch would take as many times the memory, and no less time.
+    for video, latent in zip(images, samples.split(1), strict=True):
+        chunks = decode_down_the_ladder(
+            lambda tile, latent=latent: vae.ready(plan, hooks.on_load).decode_chunks(latent, tile, hooks),
+            plan.tile,
+            smaller,
+            report,
+            host.free_device,
+            hooks.on_warning,
+        )
+        start = 0
+        # Where the host wants results on the device, they never leave it.
+        for frames in on_host(chunks, fractions) if device.type == "cpu" else map(fractions, chunks):
+            end = start + frames.shape[1]
+            video[start:end] = frames[0]
+            start = end
     return rearrange(images, "B T H W C -> (B T) H W C")

@@ -186,7 +186,7 @@ class WanPipeline:
     ) -> Iterator[Tensor]:
         """Video chunks (B, 3, t, 8H, 8W) in [-1, 1] on the device, one frame and then four at a time.
 
-        Where memory runs out they go on in smaller tiles.
+        The plan counts with one video; where memory runs out they go on in smaller tiles.
         """
         hooks = hooks or Silent()
         hooks.on_phase("decode")

@@ -90,6 +90,15 @@ def test_the_host_counts_our_weights_and_can_unload_them(client: Client, graph: 
     assert torch.equal(our_latent(graph, saved), before)
 
 
+def test_the_videos_of_a_batch_come_one_after_the_other(graph: Prompt, saved: Saved) -> None:
+    images = {"images": (node_id(graph, "WanVelocityDecode"), 0)}
+    frames = inputs(graph, "WanVelocityEmptyLatent")["frames"]
+    inputs(graph, "WanVelocityEmptyLatent").update(batch=2)
+    both = saved(graph, images)["images"]
+    assert both.shape[0] == 2 * frames
+    assert (both[:frames] - both[frames:]).abs().mean() > 0.01
+
+
 def test_batched_and_sequential_guidance_agree(graph: Prompt, saved: Saved) -> None:
     found = {}
     for way in ("batched", "sequential"):

@@ -41,10 +41,10 @@ def known_of(hardware, past: History | None = None, calibration: Calibration = N
     return Knowledge(hardware=hardware, history=past or History(), calibration=calibration)
 
 
-def plan_of(hardware, profile: str = "auto", size=HD, **changes) -> ExecutionPlan:
+def plan_of(hardware, profile: str = "auto", size=HD, compile: str = "off", **changes) -> ExecutionPlan:
     chosen = recipe("official").with_changes(**changes)
     return resolve(
-        preset(profile),
+        preset(profile).with_settings({"compile.mode": compile}),
         hardware,
         T2V_A14B_TRANSFORMER,
         Workload(request=SampleRequest(recipe=chosen), latent_size=size),
@@ -99,7 +99,9 @@ def test_an_estimate_that_nothing_was_learned_for_says_so(machine):
 
 def test_compiling_loading_and_the_switch_are_part_of_it(machine):
     hardware = machine("h200", libraries=(("triton", "3.6.0"),))
-    compiled = by_name(sampling_parts(plan_of(hardware, "exact"), T2V_A14B_TRANSFORMER, known_of(hardware)))
+    compiled = by_name(
+        sampling_parts(plan_of(hardware, "auto", compile="default"), T2V_A14B_TRANSFORMER, known_of(hardware))
+    )
     plain = by_name(sampling_parts(plan_of(hardware), T2V_A14B_TRANSFORMER, known_of(hardware)))
     assert compiled["first step"].seconds > 5.0 + plain["first step"].seconds
     assert plain["load"].seconds > 10.0 and plain["switch"].seconds == 0.0
@@ -107,7 +109,11 @@ def test_compiling_loading_and_the_switch_are_part_of_it(machine):
     assert swapped["load"].seconds == pytest.approx(plain["load"].seconds / 2)
     assert swapped["switch"].seconds > 10.0
     there = dict.fromkeys(Expert, Place.DEVICE)
-    warm = by_name(sampling_parts(plan_of(hardware, "exact"), T2V_A14B_TRANSFORMER, known_of(hardware), places=there))
+    warm = by_name(
+        sampling_parts(
+            plan_of(hardware, "auto", compile="default"), T2V_A14B_TRANSFORMER, known_of(hardware), places=there
+        )
+    )
     assert warm["load"].seconds == warm["first step"].seconds == 0.0
 
 
