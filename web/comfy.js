@@ -63,10 +63,11 @@ class Node {
     return this.#node.inputs?.some((slot) => slot.name === input && slot.link != null) ?? false;
   }
 
-  /** Widget values of the only node of a class beside this one; null where there is none, or more than one. */
-  only(comfyClass) {
+  /** What `pick(widget values)` gives for the nodes of a class beside this one, where they agree; else null. */
+  shared(comfyClass, pick) {
     const found = (this.#node.graph?.nodes ?? []).filter((other) => other.comfyClass === comfyClass);
-    return found.length === 1 ? widgetValues(found[0]) : null;
+    const picked = new Map(found.map((other) => pick(widgetValues(other))).map((each) => [JSON.stringify(each), each]));
+    return picked.size === 1 ? [...picked.values()][0] : null;
   }
 
   /** Call `act(event data)` for an event of the server that names this node. */

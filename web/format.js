@@ -4,8 +4,11 @@ export function gib(bytes) {
   return bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 }
 
-/** Seconds as "0.42 s", "12 s", "3:05" or "1:02:05". */
+const DAY = 24 * 3600;
+
+/** Seconds as "0.42 s", "12 s", "3:05", "1:02:05" or "5 d". */
 export function duration(seconds) {
+  if (seconds >= 2 * DAY) return `${Math.round(seconds / DAY)} d`;
   if (seconds < 10) return `${seconds.toFixed(seconds < 1 ? 2 : 1)} s`;
   if (seconds < 60) return `${Math.round(seconds)} s`;
   const whole = Math.round(seconds);

@@ -34,9 +34,9 @@ export class ProfilePanel {
   #question() {
     return {
       widgets: this.node.values(),
-      experts: this.node.only("WanVelocityLoadExperts"),
-      size: sizeOf(this.node.only("WanVelocityEmptyLatent") ?? this.node.only("EmptyHunyuanLatentVideo")),
-      recipe: recipeOf(this.node.only("WanVelocitySampler")),
+      experts: this.node.shared("WanVelocityLoadExperts", (values) => values),
+      size: this.node.shared("WanVelocityEmptyLatent", sizeOf) ?? this.node.shared("EmptyHunyuanLatentVideo", sizeOf),
+      recipe: this.node.shared("WanVelocitySampler", recipeOf),
     };
   }
 
@@ -49,7 +49,7 @@ export class ProfilePanel {
     const name = { name: machine.name, free: gib(machine.free_bytes), total: gib(machine.total_bytes) };
     const subject = { size: outlook.size, model: outlook.model };
     say(this.#machine, `${label("machine", name)}; ${label("for", subject)}`);
-    this.#estimate.replaceChildren(...(plan ? estimates(outlook) : []));
+    this.#estimate.replaceChildren(...(plan && !outlook.problem ? estimates(outlook) : []));
     const decisions = plan?.decisions ?? [];
     const refused = decisions.filter((each) => each.degraded);
     this.#warnings.replaceChildren(warningList(refused.map(refusal)));
@@ -68,7 +68,7 @@ function refusal({ topic, asked, chosen, reason, rejected }) {
 
 /** Our empty latent counts `frames`, the native one calls them `length`. */
 function sizeOf(latent) {
-  return latent && { width: latent.width, height: latent.height, num_frames: latent.frames ?? latent.length };
+  return { width: latent.width, height: latent.height, num_frames: latent.frames ?? latent.length };
 }
 
 /** Predicted time and memory. */
