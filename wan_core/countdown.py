@@ -4,12 +4,13 @@ Steps that were seen replace the ones that were expected, and what they were off
 knows nothing of where it is shown.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from statistics import fmean
 from time import perf_counter
 
 from .estimate import RunEstimate
-from .hooks import StepEvent
+from .hooks import PlanEvent, StepEvent
 
 
 class Countdown:
@@ -29,6 +30,11 @@ class Countdown:
     @property
     def num_steps(self) -> int:
         return sum(part.count for part in self.estimate.parts if part.name.endswith("noise step"))
+
+    def on_plan(self, plan: PlanEvent) -> None:
+        """Steps that an earlier run or attempt has done are not left."""
+        done = Counter(plan.split[: plan.first_step])
+        self._done, self._last = {f"{expert.value} noise step": count for expert, count in done.items()}, None
 
     def on_phase(self, name: str) -> None:
         if name in self._stages:

@@ -126,6 +126,8 @@ class LiveRun:
         self._countdown = Countdown(estimate, self._clock)
 
     def on_plan(self, plan: PlanEvent) -> None:
+        if self._countdown:
+            self._countdown.on_plan(plan)
         known = (*self.state.warnings, *plan.warnings, *(str(each) for each in plan.decisions if each.degraded))
         first = plan.first_step
         self._advance(

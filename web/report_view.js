@@ -17,10 +17,11 @@ export function reportView(report) {
     el("h4", {}, label("time")),
     timeBar(report),
     rows(Object.entries(report.seconds).map(([name, seconds]) => [name, duration(seconds)])),
+    report.switch_cost == null ? null : rows([[label("switch"), label("beyond", { time: signed(report.switch_cost) })]]),
     el("h4", {}, label("speed")),
     rows(Object.entries(report.speed).map(([expert, speed]) => [label(`expert.${expert}`), speedText(report, expert, speed)])),
     el("h4", {}, label("peak")),
-    rows(Object.entries(report.peak_bytes).map(([name, bytes]) => [name, gib(bytes)])),
+    rows(Object.entries(report.peak_bytes).map(([name, bytes]) => [name, memoryText(report, name, bytes)])),
     el("h4", {}, label("choices")),
     decisionList(report.decisions),
   );
@@ -51,6 +52,15 @@ function speedText({ steps }, expert, speed) {
     pace: pace(speed.seconds_per_step),
     tflops: speed.tflops.toPrecision(3),
   });
+}
+
+function memoryText({ predicted_bytes: predicted }, name, bytes) {
+  const planned = predicted?.[name];
+  return planned == null ? gib(bytes) : `${gib(bytes)}, ${label("predicted", { bytes: gib(planned) })}`;
+}
+
+function signed(seconds) {
+  return `${seconds < 0 ? "\u2212" : "+"}${duration(Math.abs(seconds))}`;
 }
 
 export function rows(pairs) {

@@ -88,19 +88,20 @@ def test_the_switch_is_no_part_of_a_step(watched: Watched) -> None:
     assert watched.states[-1].seconds_per_step == pytest.approx(1.0)
 
 
+TASK = Task(kind="a", size="b", work=1.0)
+ESTIMATE = RunEstimate(
+    parts=(
+        Part(name="high noise step", stage="sample", task=TASK, seconds=2.0, count=2),
+        Part(name="low noise step", stage="sample", task=TASK, seconds=1.0, count=2),
+        Part(name="decode", stage="decode", task=TASK, seconds=7.0),
+    )
+)
+
+
 def test_time_left_is_the_countdowns(watched: Watched) -> None:
     watched.plan()
     assert watched.states[-1].seconds_left is None
-    task = Task(kind="a", size="b", work=1.0)
-    watched.run.expect(
-        RunEstimate(
-            parts=(
-                Part(name="high noise step", stage="sample", task=task, seconds=2.0, count=2),
-                Part(name="low noise step", stage="sample", task=task, seconds=1.0, count=2),
-                Part(name="decode", stage="decode", task=task, seconds=7.0),
-            )
-        )
-    )
+    watched.run.expect(ESTIMATE)
     watched.run.on_phase("sample")
     assert watched.states[-1].seconds_left == pytest.approx(13.0)
     watched.step(0, 2.0)
@@ -108,7 +109,10 @@ def test_time_left_is_the_countdowns(watched: Watched) -> None:
 
 
 def test_a_run_that_goes_on_begins_at_its_step(watched: Watched) -> None:
+    watched.run.expect(ESTIMATE)
     watched.plan(first_step=3)
+    watched.run.on_phase("sample")
+    assert watched.states[-1].seconds_left == pytest.approx(1.0 + 7.0)
     assert (watched.states[-1].num_done, watched.states[-1].expert) == (3, Expert.LOW)
 
 

@@ -33,7 +33,8 @@ class TerminalProgress:
         self._close()
 
     def on_plan(self, plan: PlanEvent) -> None:
-        """Nothing to show: the report has it all."""
+        """The report has all of it; only where the run begins says something about the time left."""
+        self._countdown.on_plan(plan)
 
     def on_warning(self, text: str) -> None:
         self._close()
