@@ -1,6 +1,6 @@
 """From the start of a process to its first finished step, with nothing on disk and then with what the first one left.
 
-    python -m benchmarks.bench_cold_start [--profiles exact auto --size 832x480x81 --layers 4 --json FILE]
+    python -m benchmarks.bench_cold_start [--profiles exact auto:compile.mode=default --layers 4 --json FILE]
 
 Each profile gets an empty cache folder (verdicts on attention kernels, FlashAttention 4's kernels, Inductor's and
 Triton's caches) and two processes after each other. A process imports, times attention kernels where that is not known
@@ -32,9 +32,8 @@ def child(profile: str, size: str, layers: int) -> dict[str, float]:
     import psutil
     import torch
 
-    from wan_core.bench.ours import ProfileCandidate
+    from wan_core.bench.choose import contestant
     from wan_core.bench.task import Task
-    from wan_core.profiles import preset
     from wan_core.recipes import VideoSize
     from wan_core.specs import T2V_A14B_TRANSFORMER
 
@@ -45,7 +44,7 @@ def child(profile: str, size: str, layers: int) -> dict[str, float]:
         device="cuda:0",
         transformer=replace(T2V_A14B_TRANSFORMER, num_layers=layers),
     )
-    prepared = ProfileCandidate(profile, preset(profile)).prepare("step", task)
+    prepared = contestant(profile).prepare("step", task)
     lap("kernels timed, experts built")
     prepared.run()
     lap("first step")
@@ -83,7 +82,7 @@ def measure(profile: str, arguments: argparse.Namespace) -> list[dict[str, float
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--profiles", nargs="+", default=["exact", "auto"])
+    parser.add_argument("--profiles", nargs="+", default=["exact", "auto:compile.mode=default"])
     parser.add_argument("--size", default="832x480x81")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--json", type=Path, metavar="FILE")

@@ -66,14 +66,13 @@ def trace(path: Path, profile: str, size: str, steps: int) -> None:
     """Write the trace of some steps, without waiting between them."""
     import torch
 
-    from wan_core.bench.ours import ProfileCandidate
+    from wan_core.bench.choose import contestant
     from wan_core.bench.task import Task
-    from wan_core.profiles import preset
     from wan_core.recipes import VideoSize
 
     width, height, num_frames = map(int, size.split("x"))
     task = Task(size=VideoSize(width=width, height=height, num_frames=num_frames), device="cuda:0")
-    prepared = ProfileCandidate(profile, preset(profile)).prepare("step", task)
+    prepared = contestant(profile).prepare("step", task)
     for _ in range(2):
         prepared.run()
     torch.cuda.synchronize()
