@@ -53,12 +53,14 @@ class AccelerateNativeModel(io.ComfyNode):
         plan = resolve_native(profile, hardware, native_model.read(model), verdict_store.read(hardware))
         work, decision = bind_work(plan.work, hardware.device)
 
-        shown: list[str] = []
+        shown: dict[str, str] = {}
 
-        def show(line: str) -> None:
-            shown.append(line)
-            host.say("\n".join(shown), node_id)
+        def show(topic: str, line: str) -> None:
+            # Another size of video brings other kernels, whose line takes the place of the last one.
+            if shown.get(topic) != line:
+                shown[topic] = line
+                host.say("\n".join(shown.values()), node_id)
 
-        kernels = AttentionKernels(profile, host.hardware, lambda decision: show(str(decision)))
-        clone = native_model.accelerated(model, kernels, work, show)
+        kernels = AttentionKernels(profile, host.hardware, lambda each: show(each.topic, str(each)))
+        clone = native_model.accelerated(model, kernels, work, lambda line: show(decision.topic, f"! {line}"))
         return io.NodeOutput(clone, replace(plan, work=decision).to_text())

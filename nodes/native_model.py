@@ -83,9 +83,11 @@ class _FusedBlocks:
     def _try(self, transformer: nn.Module, latent: Tensor) -> bool:
         if transformer not in self._is_ours:
             error = trial_error(transformer, self._work, latent)
-            self._is_ours[transformer] = error is not None and is_same(error, latent.dtype)
             if error is None:
-                self._say("! block work: off (another node has put something else in place of every block)")
-            elif not self._is_ours[transformer]:
-                self._say(f"! block work: off (on a trial this ComfyUI's own differs from ours by {error:.1e})")
+                # Not to be remembered: another clone of the same model may run without what stands there now.
+                self._say("block work: off (another node has put something else in place of every block)")
+                return False
+            self._is_ours[transformer] = is_same(error, latent.dtype)
+            if not self._is_ours[transformer]:
+                self._say(f"block work: off (on a trial this ComfyUI's own differs from ours by {error:.1e})")
         return self._is_ours[transformer]

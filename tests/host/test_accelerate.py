@@ -148,6 +148,17 @@ def test_twice_is_once_and_the_same_bits(native: Prompt, saved: Saved) -> None:
     assert torch.equal(found["once"], found["twice"])
 
 
+def test_what_a_neighbour_behind_us_did_is_forgotten(native: Prompt, saved: Saved) -> None:
+    """Clones share our wrapper: one whose blocks were compiled must not keep another from running ours."""
+    fast = accelerate(native, "native high")
+    kind, values = NEIGHBOURS["compiled blocks"]
+    compiled = node(native, "compiled", kind, model=[fast, 0], **values)
+    saved(native, {"compiled": (sampled(native, compiled, compiled), 0)})
+    fresh = accelerate(native, fast)
+    found = saved(native, {"again": (sampled(native, fast, fast), 0), "fresh": (sampled(native, fresh, fresh), 0)})
+    assert torch.equal(found["again"], found["fresh"])
+
+
 def test_a_second_run_and_one_after_unloading_are_the_same(native: Prompt, saved: Saved, client: Client) -> None:
     end = sampled(native, *(accelerate(native, f"native {expert}") for expert in ("high", "low")))
     found = [saved(native, {"latent": (end, 0)})["latent"]]
