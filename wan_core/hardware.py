@@ -101,6 +101,7 @@ class Hardware:
             free, total = torch.cuda.mem_get_info(device)
             # What our own allocator holds but does not use is free to us.
             free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            free = min(free, int(_share_of_process(device) * total) - torch.cuda.memory_allocated(device))
         return cls(
             device=device,
             name=name,
@@ -195,6 +196,13 @@ def _measured_rates(device: str) -> tuple[tuple[str, float], ...]:
         best = min(_seconds(lambda a=a: a @ a, device) for _ in range(repeats))
         rates.append((str(dtype).removeprefix("torch."), 2 * size**3 / best / 1e12))
     return tuple(rates)
+
+
+def _share_of_process(device: str) -> float:
+    """Share of the memory that this process may take, where somebody has limited it."""
+    # Younger than the oldest torch that ComfyUI runs on.
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+    return 1.0 if share is None else share(device)
 
 
 def _has_fixed_segments() -> bool:

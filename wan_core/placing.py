@@ -62,6 +62,7 @@ class Placed:
     split: Split
     sampling: Sampling
     decision: Decision
+    warnings: tuple[str, ...]
 
 
 def within_budget(asked: OffloadSpec, hardware: Hardware) -> Hardware:
@@ -122,7 +123,10 @@ def _placed(
         reason="; ".join(reasons),
         rejected=tuple(Rejection(name=name, reason=f"{gib(missing)} short") for name, missing in short.items()),
     )
-    return Placed(placement=placement, split=split, sampling=demand.sampling(split), decision=decision)
+    sampling = demand.sampling(split)
+    shortage = _shortage(sampling, placement, hardware) if hardware.is_cuda else None
+    warnings = () if shortage is None else (shortage,)
+    return Placed(placement=placement, split=split, sampling=sampling, decision=decision, warnings=warnings)
 
 
 def _rungs(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Iterator[tuple[Placement, Split]]:
@@ -179,14 +183,19 @@ def _costs(placement: Placement, split: Split, demand: Demand, hardware: Hardwar
         )
     else:
         yield f"the switch brings {gib(weights.total)}, {weights.total / rate:.2g} s {at}, hidden behind a step"
+    if _shortage(sampling, placement, hardware) is None:
+        yield f"{gib(sampling.host_bytes(placement))} wait in the host's memory, page-locked"
+
+
+def _shortage(sampling: Sampling, placement: Placement, hardware: Hardware) -> str | None:
+    """What a host with too little memory costs, for people."""
     waiting, room = sampling.host_bytes(placement), max(hardware.host_free_memory - HOST_HEADROOM_BYTES, 0)
-    if missing := max(waiting - room, 0):
-        yield (
-            f"the host has room for {gib(min(room, waiting))} of {gib(waiting)}, the rest is read from the file "
-            f"whenever it is needed, {missing / READ_RATE:.2g} s at {READ_RATE / 1e9:.0f} GB/s (assumed)"
-        )
-    else:
-        yield f"{gib(waiting)} wait in the host's memory, page-locked"
+    if (missing := waiting - room) <= 0:
+        return None
+    return (
+        f"the host's memory has room for {gib(room)} of the {gib(waiting)} of weights that wait there; the rest is "
+        f"read from the file when it is needed, {missing / READ_RATE:.2g} s at {READ_RATE / 1e9:.0f} GB/s (assumed)"
+    )
 
 
 def _hidden(transfer: float, placement: Placement, split: Split, demand: Demand) -> str:

@@ -226,7 +226,7 @@ def _resolve(
             placed.decision,
             *demand.lora.decisions,
         ),
-        warnings=_warnings(workload),
+        warnings=(*_warnings(workload), *placed.warnings),
     )
 
 

@@ -204,8 +204,10 @@ def test_transfers_that_computing_cannot_hide_are_told():
 
 def test_a_host_without_room_is_told_and_what_it_costs():
     small_host = replace(H200, host_free_memory=32 * GIB)
-    text = chosen(planned("40gb", small_host), "placement")
-    assert "the host has room for 28.0 GiB of 53.9 GiB, the rest is read from the file" in text
+    plan = planned("40gb", small_host)
+    assert "room for 28.0 GiB of the 53.9 GiB of weights" in plan.experts.warnings[-1]
+    assert "page-locked" not in chosen(plan, "placement") and "page-locked" in chosen(planned("40gb"), "placement")
+    assert not planned("80gb", small_host).experts.warnings
     assert phase(planned("40gb"), "switch").host_bytes == 2 * expert_sizes(T2V_A14B_TRANSFORMER, "bfloat16").total
     assert phase(planned("80gb"), "switch").host_bytes == 0
 

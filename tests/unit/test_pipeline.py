@@ -1,6 +1,7 @@
 """The pipeline on the miniature: what it refuses, how it stops, what it reports, and that nothing is left behind."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,15 @@ def test_a_batch_of_videos_runs_on_one_prompt(pipeline, conditioning):
     plan = pipeline.plan(REQUEST, SIZE, batch=2)
     latent = pipeline.sample(plan, conditioning).latent
     assert latent.shape[0] == 2 and not torch.equal(latent[0], latent[1])
+
+
+def test_a_batch_in_parts_is_the_same_batch(pipeline, conditioning):
+    plan = pipeline.plan(REQUEST, SIZE, batch=3)
+    whole = pipeline.sample(plan, conditioning).latent
+    split = replace(plan, experts=replace(plan.experts, guidance="sequential", videos_at_once=1))
+    parts = pipeline.sample(split, conditioning).latent
+    # The noise is drawn for the whole batch; what differs is the order of additions.
+    assert (parts - whole).norm() <= 1e-4 * whole.norm()
 
 
 def test_equal_plans_build_once_and_weights_are_read_once_for_all_kernels(folder, conditioning):

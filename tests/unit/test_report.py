@@ -75,7 +75,8 @@ def test_text_puts_warnings_first_and_marks_what_was_degraded():
             Decision(topic="guidance", asked="auto", chosen="batched"),
         ],
         seconds={"sample": 4.0},
-        peak_bytes={"sample": 2**30},
+        peak_bytes={"sample": 2**30, "load": 2**29},
+        predicted_bytes={"sample": 2**30 + 2**25},
         steps=_steps(("high", 9.0), ("high", 2.0)),
         flops_per_step={"high": 4e12},
     )
@@ -85,7 +86,8 @@ def test_text_puts_warnings_first_and_marks_what_was_degraded():
         "guidance: batched",
         "high noise: 2 steps, 2 s/step, 2 TFLOP/s",
         "sample: 4.00 s",
-        "peak memory, sample: 1.00 GiB",
+        "peak memory, sample: 1.00 GiB, 1.03 predicted",
+        "peak memory, load: 0.50 GiB",
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wan_core.sampling.guidance import GuidedVelocity, combine
+from wan_core.sampling.guidance import GuidedVelocity, PartByPart, combine
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,13 @@ class Context:
     """The part of a text context that guidance uses."""
 
     embedding: Tensor
+
+    @property
+    def batch(self) -> int:
+        return len(self.embedding)
+
+    def videos(self, start: int, stop: int) -> "Context":
+        return Context(self.embedding[start:stop])
 
     def concatenate(self, other: "Context") -> "Context":
         return Context(torch.cat((self.embedding, other.embedding)))
@@ -115,3 +122,23 @@ def test_contexts_are_joined_once(network: Network) -> None:
     for _ in range(3):
         guided(latent, timestep, 4.0)
     assert len(joins) == 1
+
+
+@pytest.mark.parametrize("execution", ["batched", "sequential", "two-stream"])
+@pytest.mark.parametrize(("at_once", "batches"), [(5, [5]), (2, [2, 2, 1]), (1, [1] * 5)])
+def test_a_batch_in_parts_gives_every_video_what_the_whole_batch_gives(
+    network: Network, execution: str, at_once: int, batches: list[int]
+) -> None:
+    latent, timestep, positive, negative = inputs(5)
+    whole = GuidedVelocity(network, positive, negative, execution=execution)(latent, timestep, 4.0)
+    network.batches.clear()
+    parts = PartByPart(network, positive, negative, execution=execution, at_once=at_once)
+    torch.testing.assert_close(parts(latent, timestep, 4.0), whole, rtol=1e-5, atol=1e-5)
+    passes = [2 * batch for batch in batches] if execution == "batched" else [b for b in batches for _ in range(2)]
+    assert network.batches == passes
+
+
+def test_parts_without_a_negative_prompt(network: Network) -> None:
+    latent, timestep, positive, _ = inputs(3)
+    parts = PartByPart(network, positive, None, execution="sequential", at_once=1)
+    torch.testing.assert_close(parts(latent, timestep, 1.0), network(latent, timestep, positive), rtol=1e-5, atol=1e-5)
