@@ -16,8 +16,7 @@ export function reportView(report) {
     el("summary", {}, el("span", {}, label("report")), copyButton(report.text)),
     el("h4", {}, label("time")),
     timeBar(report),
-    rows(Object.entries(report.seconds).map(([name, seconds]) => [name, duration(seconds)])),
-    report.switch_cost == null ? null : rows([[label("switch"), label("beyond", { time: signed(report.switch_cost) })]]),
+    rows(times(report)),
     el("h4", {}, label("speed")),
     rows(Object.entries(report.speed).map(([expert, speed]) => [label(`expert.${expert}`), speedText(report, expert, speed)])),
     el("h4", {}, label("peak")),
@@ -43,6 +42,11 @@ function timeBar({ seconds, steps }) {
   );
   const text = parts.map(([name, value]) => `${name} ${duration(value)}`).join(", ");
   return el("div", { class: "wv-times", role: "img", "aria-label": text }, bars);
+}
+
+function times({ seconds, switch_cost: beyond }) {
+  const phases = Object.entries(seconds).map(([name, value]) => [name, duration(value)]);
+  return beyond == null ? phases : [...phases, [label("switch"), label("beyond", { time: signed(beyond) })]];
 }
 
 function speedText({ steps }, expert, speed) {

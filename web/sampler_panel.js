@@ -27,7 +27,7 @@ export class SamplerPanel {
   #curve = new SigmaCurve();
   #phase = el("span", { class: "wv-phase", role: "status" });
   #step = el("span", { class: "wv-step" });
-  #left = el("span", { class: "wv-left" });
+  #left = el("span", { class: "wv-left", title: label("left.means") });
   #bar = el("div", { class: "wv-bar", role: "progressbar", "aria-valuemin": "0" });
   #split = el("div", { class: "wv-split" });
   #facts = el("div", { class: "wv-facts" });

@@ -128,6 +128,8 @@ def test_plan_shows_split_time_and_memory(editor: Editor, mode: str) -> None:
 
 def test_in_a_subgraph(editor: Editor) -> None:
     editor.load(MINIATURE)
+    for widget, value in (("width", 64), ("height", 64), ("frames", 5)):
+        editor.page.evaluate(_SET, ["WanVelocityEmptyLatent", widget, value])
     editor.page.evaluate(_INTO_SUBGRAPH)
     editor.queue()
     editor.page.wait_for_function(f"() => ({_INSIDE})()?.querySelector('.wv-copy')", timeout=WAIT)
