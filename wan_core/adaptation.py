@@ -152,13 +152,18 @@ class ExpertLoras:
             attach(transformer.get_submodule(layer), adapter)
             self._adapters[layer] = adapter
 
-    def fill(self, names: Collection[str], on_bytes: OnBytes) -> None:
-        """Give these tensors of the transformer, which have their memory, their values: `Fill` of its weights."""
-        if self._is_all_that_is_there(names):
+    @property
+    def merges(self) -> bool:
+        """Whether `fill` merges, which sets the precision of float32 products for its time."""
+        return bool(self._arrangement.merged)
+
+    def fill(self, targets: Mapping[str, Tensor], on_bytes: OnBytes) -> None:
+        """Write the values of these tensors of the transformer: `Fill` of its weights."""
+        if self._is_all_that_is_there(targets):
             self._state = _State(applied=self.wanted)
-        parameters = [name for name in names if not is_of_adapter(name)]
+        parameters = {name: target for name, target in targets.items() if not is_of_adapter(name)}
         with LoraReaders() as readers:
-            if len(parameters) < len(names):
+            if len(parameters) < len(targets):
                 self._clear_adapters()
                 self._fill_adapters(readers)
             self._parameters.fill(parameters, on_bytes, self._edits(readers))
@@ -186,7 +191,8 @@ class ExpertLoras:
                 if not self._state.has_adapters:
                     self._fill_adapters(readers)
                 self._set_coefficients()
-                self._parameters.fill(stale, edits=self._edits(readers))
+                targets = {name: self._transformer.get_parameter(name) for name in stale}
+                self._parameters.fill(targets, edits=self._edits(readers))
             weights.mirror([*stale, *filter(is_of_adapter, (name for unit in weights.units for name in unit.names))])
         except BaseException:
             # Half of the old strengths and half of the new would be neither; the next use loads all of it.

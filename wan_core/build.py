@@ -105,6 +105,7 @@ def build_experts(
             dtype=dtype,
             streamed_blocks=binding.placement.streamed_blocks,
             is_beside=is_of_adapter,
+            may_read_in_thread=not loras[expert].merges,
         )
         if previous and previous.weights_key == binding.weights_key:
             loras[expert].take_over(weights[expert], previous.loras[expert], previous.weights[expert])

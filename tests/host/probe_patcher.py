@@ -42,6 +42,7 @@ class FakeWeights:
     """What `Weights` looks like to a patcher and to a residency: a size and a place, and no blocks."""
 
     resident = streamed = ()
+    lacks_room_for_streaming = False
     pinning = None
 
     def __init__(self, name: str, gigabytes: float, machine: "Machine", device: torch.device = GPU) -> None:
@@ -66,7 +67,7 @@ class FakeWeights:
                 on_bytes(self.nbytes, self.nbytes)
             self._go("device")
 
-    def copy_to_host(self, on_bytes: object = None) -> None: ...
+    def copy_to_host(self, units: object, on_bytes: object = None) -> None: ...
 
     def forget_copies(self) -> None: ...
 
@@ -116,12 +117,14 @@ class OneQueue:
 
     def __init__(self, device: torch.device) -> None: ...
 
-    def send(self, copy: object) -> None:
+    def send(self, copy: object, *, in_thread: bool = False) -> None:
         copy()
 
     def wait_for(self, arrival: None) -> None: ...
 
     def wait(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def core(patcher: ModuleType, module: str) -> ModuleType:
@@ -255,10 +258,10 @@ class Experts:
         with torch.device("meta"):
             tower = Tower().requires_grad_(requires_grad=False)
 
-        def fill(names: list[str], on_bytes: object) -> None:
+        def fill(targets: dict[str, torch.Tensor], on_bytes: object) -> None:
             self.reads.append(expert.value)
-            for name in names:
-                tower.get_parameter(name).data.fill_(len(name) / (10 if expert is self.high else 20))
+            for name, target in targets.items():
+                target.data.fill_(len(name) / (10 if expert is self.high else 20))
 
         weights = offload.Weights(tower, fill, device=str(GPU), dtype=torch.float32, streamed_blocks=streamed)
         weights.name = expert.value

@@ -129,7 +129,7 @@ def test_compiled_blocks_do_not_compile_again_for_another_address(expected, stre
 
 def test_page_locked_memory_is_given_back():
     weights = two()["a"]
-    weights.copy_to_host()
+    weights.copy_to_host(weights.units)
     pieces = [memory.data for memory in weights._on_host.values()]
     assert all(piece.is_pinned() for piece in pieces)
     weights.drop()

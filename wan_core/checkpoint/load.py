@@ -5,7 +5,7 @@ whatever ends a load early (a damaged file, no memory, an interrupt raised by `o
 that stood there.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -59,7 +59,7 @@ def load_module(
 
 
 class ParameterSource:
-    """The parameters of a module in a checkpoint: any of them, at any time, into the memory that they have.
+    """The parameters of a module in a checkpoint: any of them, at any time, into memory that is given.
 
     work_on: the device that decodes and edits, where the memory itself is the host's.
     """
@@ -72,21 +72,21 @@ class ParameterSource:
 
     def fill(
         self,
-        names: Collection[str],
+        targets: Mapping[str, Tensor],
         on_progress: Callable[[int, int], None] | None = None,
         edits: Mapping[str, Edit] = _NO_EDITS,
     ) -> None:
-        """Read some parameters in place; each keeps its dtype and its device.
+        """Read some parameters, by name, into contiguous tensors of their shapes, of any float dtype and device.
 
         Raises `CheckpointError` where names or shapes of the whole module do not match, before anything is read.
         """
         if self._infos is None:
             self._infos = _matched(dict(self._module.named_parameters()), self._checkpoint)
-        wanted = {name: self._infos[name] for name in names}
+        wanted = {name: self._infos[name] for name in targets}
         total, done = sum(info.nbytes for info in wanted.values()), 0
         with torch.inference_mode(mode=False), self._checkpoint.reader() as reader:
             for name, info in _in_file_order(wanted):
-                self._fill(reader, info, self._module.get_parameter(name).data, edits.get(name))
+                self._fill(reader, info, targets[name].data, edits.get(name))
                 done += info.nbytes
                 if on_progress is not None:
                     on_progress(done, total)

@@ -44,7 +44,7 @@ class Handover:
         memory = self._giver.give(mine)
         if memory is not None and not self._taker.is_on_device(its):
             assert memory.nbytes >= its.nbytes, "blocks of both modules have one layout"
-            self._lane.send(lambda: self._taker.receive(its, memory))
+            self._lane.send(lambda: self._taker.receive(its, memory), in_thread=self._taker.reads_in_thread(its))
 
 
 def _resident_blocks(weights: Weights) -> list[Unit]:

@@ -37,7 +37,6 @@ class DriverPinning:
         return False
 
     def unpin(self, piece: Tensor) -> None:
-        torch.cuda.synchronize()
         if int(torch.cuda.cudart().cudaHostUnregister(piece.data_ptr())) != 0:
             _forget_error()
 
@@ -51,11 +50,17 @@ class HostMemory:
         self.is_pinned = pinning is not None and nbytes > 0 and pinning.pin(self.data)
         if self.is_pinned:
             # The driver must not keep a registration of memory that is somebody else's by then.
-            weakref.finalize(self, pinning.unpin, self.data).atexit = False
+            weakref.finalize(self, _unpin, pinning, self.data).atexit = False
 
     @property
     def nbytes(self) -> int:
         return self.data.nbytes
+
+
+def _unpin(pinning: Pinning, piece: Tensor) -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # the device may be copying from it still
+    pinning.unpin(piece)
 
 
 def free_bytes() -> int:

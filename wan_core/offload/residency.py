@@ -14,7 +14,7 @@ from ..placement import Placement
 from .handover import Handover
 from .lane import CopyLane
 from .outside import single_layers
-from .stream import BlockStream
+from .stream import BlockStream, buffer_bytes
 from .weights import OnBytes, Weights
 
 OnLoad = Callable[[str, int, int], None]
@@ -89,11 +89,14 @@ class TakeTurns:
         if self._stream is None:
             self._stream = BlockStream(self._weights.values(), lane)
         chosen = self._weights[name]
-        for weights in self._weights.values():
-            if weights is not chosen:
-                weights.to_host()
-        for each in _in_order(self._weights, name, later):
-            self._weights[each].copy_to_host(_told(on_load, each))
+        self._make_room(chosen)
+        if self._active is None:
+            for each in _in_order(self._weights, name, later):
+                # Those first that are needed in every forward.
+                units = (*self._weights[each].streamed, *self._weights[each].resident)
+                self._weights[each].copy_to_host(units, _told(on_load, each))
+        else:
+            chosen.copy_to_host(chosen.streamed, _told(on_load, name))
         chosen.to_device(_told(on_load, name))
         self._stream.start(chosen)
         self._active = name
@@ -109,19 +112,28 @@ class TakeTurns:
 
     @property
     def buffer_bytes(self) -> int:
-        return BlockStream(self._weights.values(), self._copy_lane()).buffer_bytes
+        return buffer_bytes(self._weights.values())
 
     def release(self) -> None:
         self._end_handover()
         if self._lane is not None:
             # Nobody may get memory that something is still being copied to.
-            self._lane.wait()
+            self._lane.close()
         if self._stream is not None:
             self._stream.stop()
-        self._stream = None
+        self._lane = self._stream = self._active = None
 
     def notes(self) -> tuple[str, ...]:
         return tuple(note for name, weights in self._weights.items() if (note := _note(str(name), weights)))
+
+    def _make_room(self, chosen: Weights) -> None:
+        """Take all others off the device, and off the host where `chosen` would have to be read in every forward."""
+        is_short = chosen.lacks_room_for_streaming
+        for weights in self._weights.values():
+            if weights is not chosen and is_short:
+                weights.drop()
+            elif weights is not chosen:
+                weights.to_host()
 
     def _copy_lane(self) -> CopyLane:
         if self._lane is None:

@@ -42,19 +42,6 @@ class BlockStream:
         self._following: Weights | None = None
         self._until_following = 0
 
-    @property
-    def buffer_bytes(self) -> int:
-        """Device memory of the buffers."""
-        return self._num_buffers * self._block_bytes
-
-    @property
-    def _num_buffers(self) -> int:
-        return min(_NUM_BUFFERS, max(len(weights.streamed) for weights in self._modules))
-
-    @property
-    def _block_bytes(self) -> int:
-        return max((unit.nbytes for weights in self._modules for unit in weights.streamed), default=0)
-
     def start(self, weights: Weights) -> None:
         """Have the first blocks of a module on their way; nothing where they are already."""
         self._following = None
@@ -87,7 +74,8 @@ class BlockStream:
                 self._handles += _hooked(self, weights, unit)
 
     def _allocate(self) -> list[Tensor]:
-        return [device_memory(self._block_bytes, self._modules[0].device) for _ in range(self._num_buffers)]
+        size = _block_bytes(self._modules)
+        return [device_memory(size, self._modules[0].device) for _ in range(_num_buffers(self._modules))]
 
     def _fill_from(self, weights: Weights, unit: Unit, buffers: list[Tensor]) -> None:
         for each in self._ahead:
@@ -101,7 +89,7 @@ class BlockStream:
     def _send(self, buffer: Tensor) -> None:
         """Fill a buffer with what is needed next."""
         weights, unit = self._advance()
-        arrival = self._lane.send(lambda: weights.enter_buffer(unit, buffer))
+        arrival = self._lane.send(lambda: weights.fill_buffer(unit, buffer), in_thread=weights.reads_in_thread(unit))
         self._ahead.append(_Ahead(weights, unit, buffer, arrival))
 
     def _advance(self) -> tuple[Weights, Unit]:
@@ -119,6 +107,7 @@ class BlockStream:
         if self._ahead[0].unit is not unit:
             self._fill_from(weights, unit, [each.buffer for each in self._ahead])
         self._lane.wait_for(self._ahead[0].arrival)
+        weights.use_buffer(unit, self._ahead[0].buffer)
 
     def after(self, unit: Unit) -> None:
         """A block has been used."""
@@ -126,6 +115,20 @@ class BlockStream:
         assert used.unit is unit, "hooks of one block come in pairs"
         used.weights.leave_buffer(unit)
         self._send(used.buffer)
+
+
+def buffer_bytes(modules: Iterable[Weights]) -> int:
+    """Device memory of the buffers that the streamed blocks of these modules pass through."""
+    modules = tuple(modules)
+    return _num_buffers(modules) * _block_bytes(modules)
+
+
+def _num_buffers(modules: Iterable[Weights]) -> int:
+    return min(_NUM_BUFFERS, max(len(weights.streamed) for weights in modules))
+
+
+def _block_bytes(modules: Iterable[Weights]) -> int:
+    return max((unit.nbytes for weights in modules for unit in weights.streamed), default=0)
 
 
 def _hooked(stream: BlockStream, weights: Weights, unit: Unit) -> tuple[RemovableHandle, RemovableHandle]:

@@ -15,8 +15,9 @@ from .host_memory import DriverPinning, HostMemory, free_bytes
 from .layout import Unit, units_of
 
 OnBytes = Callable[[int, int], None]
-# Gives the named tensors of a module, which have their memory already, their values.
-Fill = Callable[[Collection[str], OnBytes], None]
+# Writes the values of a module's tensors, by name, into memory of their shape and dtype. What is beside is also pointed
+# to by the module already.
+Fill = Callable[[Mapping[str, Tensor], OnBytes], None]
 
 
 class Place(Enum):
@@ -32,7 +33,8 @@ class Weights:
 
     module: on the meta device, every tensor in the dtype that it will have. fill: see `Fill`; where it raises, the
     weights are back in the file. dtype: of inputs and matrix products. streamed_blocks: so many of the last blocks
-    never stay on the device. is_beside: by name, tensors that the file does not hold.
+    never stay on the device. is_beside: by name, tensors that the file does not hold. may_read_in_thread: `fill`
+    changes no settings of the process, so that it may run while others compute.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Weights:
         dtype: torch.dtype,
         streamed_blocks: int = 0,
         is_beside: Callable[[str], bool] = lambda name: False,
+        may_read_in_thread: bool = True,
     ) -> None:
         self.module = module
         self.device = torch.device(device)
@@ -56,6 +59,7 @@ class Weights:
         self.pinning = DriverPinning() if self.device.type == "cuda" else None
         self.host_room: Callable[[], int] = free_bytes
         self._fill = fill
+        self._may_read_in_thread = may_read_in_thread
         self._on_device: dict[Unit, Tensor] = {}
         self._on_host: dict[Unit, HostMemory] = {}
         self._places = _places(module)
@@ -73,7 +77,8 @@ class Weights:
 
     @property
     def bytes_on_device(self) -> int:
-        return sum(unit.nbytes for unit in self._on_device)
+        # A thread may be adding to it.
+        return sum(unit.nbytes for unit in tuple(self._on_device))
 
     @property
     def bytes_on_host(self) -> int:
@@ -95,6 +100,16 @@ class Weights:
     def is_on_device(self, unit: Unit) -> bool:
         return unit in self._on_device
 
+    def reads_in_thread(self, unit: Unit) -> bool:
+        """Whether bringing a unit keeps the host busy, and may do so in a thread of its own."""
+        return unit not in self._on_host and self._may_read_in_thread
+
+    @property
+    def lacks_room_for_streaming(self) -> bool:
+        """Whether streamed blocks have to be read from the file in every forward, because copies find no room."""
+        missing = sum(unit.nbytes for unit in self.streamed if unit not in self._on_host)
+        return missing > 0 and missing > self.host_room()
+
     def block(self, unit: Unit) -> nn.Module:
         return self.module.blocks[unit.block]
 
@@ -109,9 +124,9 @@ class Weights:
                     self._on_device[unit].copy_(self._on_host[unit].data, non_blocking=True)
             self._read(unread, on_bytes)
 
-    def copy_to_host(self, on_bytes: OnBytes | None = None) -> None:
-        """Give every unit a copy on the host, as many as there is room for, those first that will be needed often."""
-        absent = [unit for unit in (*self.streamed, *self.resident) if unit not in self._on_host]
+    def copy_to_host(self, units: Iterable[Unit], on_bytes: OnBytes | None = None) -> None:
+        """Give units a copy on the host, the first ones, if there is no room for all."""
+        absent = [unit for unit in units if unit not in self._on_host]
         chosen = self._that_fit(absent)
         unread = [unit for unit in chosen if unit not in self._on_device]
         with self._whole_or_not_at_all():
@@ -152,21 +167,16 @@ class Weights:
 
     def receive(self, unit: Unit, memory: Tensor) -> None:
         """Bring a unit to a piece of device memory, where it stays."""
+        self._bring(unit, memory)
         self._take_place(unit, memory)
-        try:
-            self._bring(unit, memory)
-        except BaseException:
-            self.give(unit)
-            raise
 
-    def enter_buffer(self, unit: Unit, buffer: Tensor) -> None:
-        """Bring a unit to a buffer on the device for one use; `leave_buffer` ends it."""
+    def fill_buffer(self, unit: Unit, buffer: Tensor) -> None:
+        """Bring a unit to a buffer on the device."""
+        self._bring(unit, buffer)
+
+    def use_buffer(self, unit: Unit, buffer: Tensor) -> None:
+        """The module's tensors of a unit are those in a buffer, until `leave_buffer`."""
         self._point(unit, unit.views(buffer))
-        try:
-            self._bring(unit, buffer)
-        except BaseException:
-            self.leave_buffer(unit)
-            raise
 
     def leave_buffer(self, unit: Unit) -> None:
         """The module's tensors of a unit are those on the host again, or none."""
@@ -178,13 +188,13 @@ class Weights:
         before = {name: self._tensor(name) for name in part.names}
         lent = part.views(device_memory(part.nbytes, self.device))
         unit = next(unit for unit in self.units if unit.block == part.block and not unit.is_beside)
-        self._point(part, lent)
         if (host := self._on_host.get(unit)) is None:
-            self._fill(part.names, _silent)
+            self._fill(lent, _silent)
         else:
             copies = unit.views(host.data)
             for name, tensor in lent.items():
                 tensor.copy_(copies[name], non_blocking=True)
+        self._point(part, lent)
         return before
 
     def put_back(self, tensors: Mapping[str, Tensor]) -> None:
@@ -232,12 +242,12 @@ class Weights:
         if unit in self._on_host:
             memory[: unit.nbytes].copy_(self._on_host[unit].data, non_blocking=True)
         else:
-            self._fill(unit.names, _silent)
+            self._fill(unit.views(memory), _silent)
 
     def _read(self, units: Collection[Unit], on_bytes: OnBytes | None) -> None:
         if units:
             # All at once: files are fast in their own order, which is not that of the units.
-            self._fill([name for unit in units for name in unit.names], on_bytes or _silent)
+            self._fill({name: self._tensor(name) for unit in units for name in unit.names}, on_bytes or _silent)
 
     def _take_place(self, unit: Unit, memory: Tensor) -> None:
         self._on_device[unit] = memory

@@ -1,6 +1,6 @@
 """Small modules with blocks, sources that count their reads, and lanes that do the worst that a device may do."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -47,22 +47,19 @@ class Tower(nn.Module):
 class Source:
     """Stands for a file: the same numbers for the same seed, counts its reads, and can fail."""
 
-    def __init__(self, module: nn.Module, seed: int) -> None:
-        self.module = module
+    def __init__(self, seed: int) -> None:
         self.seed = seed
         self.reads: list[str] = []
         self.broken = False
 
-    def fill(self, names: Collection[str], on_bytes: OnBytes) -> None:
+    def fill(self, targets: Mapping[str, Tensor], on_bytes: OnBytes) -> None:
         if self.broken:
             raise OSError("gone")
-        places = dict(self.module.named_parameters())
-        for done, name in enumerate(names, start=1):
-            target = places[name].data
+        for done, (name, target) in enumerate(targets.items(), start=1):
             generator = torch.Generator().manual_seed(self.seed + sum(name.encode()))
-            target.copy_(torch.randn(target.shape, generator=generator) * target.shape[-1] ** -0.5)
+            target.data.copy_(torch.randn(target.shape, generator=generator) * target.shape[-1] ** -0.5)
             self.reads.append(name)
-            on_bytes(done, len(names))
+            on_bytes(done, len(targets))
 
 
 def tower(
@@ -71,7 +68,7 @@ def tower(
     """A tower in its file; room: bytes that its copies may take of the host's memory."""
     with torch.device("meta"):
         module = Tower(num_blocks, dim).requires_grad_(requires_grad=False)
-    source = Source(module, seed)
+    source = Source(seed)
     weights = Weights(module, source.fill, device=device, dtype=torch.float32, streamed_blocks=streamed)
     weights.host_room = lambda: room - weights.bytes_on_host
     return weights, source
@@ -84,7 +81,7 @@ class LateLane:
         self.waiting: list[Callable[[], object]] = []
         self.done = 0
 
-    def send(self, copy: Callable[[], None]) -> int:
+    def send(self, copy: Callable[[], None], *, in_thread: bool = False) -> int:
         with _CopiesQueued(self.waiting):
             copy()
         return self.done + len(self.waiting)
@@ -96,6 +93,9 @@ class LateLane:
 
     def wait(self) -> None:
         self.wait_for(self.done + len(self.waiting))
+
+    def close(self) -> None:
+        self.wait()
 
 
 class _CopiesQueued(TorchDispatchMode):

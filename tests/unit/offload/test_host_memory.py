@@ -33,7 +33,7 @@ class Driver:
 def waiting(driver: Driver, room: int = 1 << 30) -> Weights:
     weights, _ = tower(3, seed=0, room=room)
     weights.pinning = driver
-    weights.copy_to_host()
+    weights.copy_to_host(weights.units)
     return weights
 
 

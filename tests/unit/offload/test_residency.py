@@ -3,6 +3,8 @@
 Every scene runs with copies that are done at once and with copies that are done at the last moment.
 """
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor
@@ -197,13 +199,50 @@ def test_a_file_that_vanishes_while_streaming_ends_the_run_cleanly(streamed):
     run.residency.prepare("b", 1)
     for source in sources:
         source.broken = True
+    # A switch that cannot be prepared is met again when it comes.
     with pytest.raises(OSError, match="gone"):
         run.towers["a"](torch.zeros(DIM), text)
+        run.begin("b", "ab")
     run.residency.release()
     assert is_clean(weights)
     for source in sources:
         source.broken = False
     assert torch.equal(run.all(), resident())
+
+
+@pytest.mark.parametrize("steps", ["aaabbb", "ab"])
+def test_streaming_takes_the_room_of_the_one_that_does_not_run(make_lane, steps):
+    """Room for the copies of one: it is read once when its turn comes, and not in every forward."""
+    weights, sources = two(streamed=4)
+    room = 4 * weights["a"].streamed[0].nbytes
+    for each in weights.values():
+        each.host_room = lambda: room - sum(other.bytes_on_host for other in weights.values())
+    run = Run(TakeTurns(weights, make_lane), weights)
+    assert torch.equal(run.all(steps), resident(steps=steps))
+    assert (weights["a"].bytes_on_host, weights["b"].bytes_on_host) == (0, room)
+    reads = [len(source.reads) for source in sources]
+    assert torch.equal(run.all(steps), resident(steps=steps))
+    # Once for all of it; and of b two blocks more, under way to the buffers when the switch came.
+    all_of_it, ahead = len(list(weights["a"].module.parameters())), 2 * len(weights["a"].streamed[0].slots)
+    assert len(sources[0].reads) - reads[0] == all_of_it
+    assert all_of_it <= len(sources[1].reads) - reads[1] <= all_of_it + 2 * ahead
+
+
+def test_a_thread_reads_while_the_host_goes_on():
+    weights, _ = two(streamed=3, room=0)
+    threads = set()
+    for each in weights.values():
+        fill = each._fill
+
+        def noted(names: object, on_bytes: object, fill: object = fill) -> None:
+            threads.add(threading.current_thread().name.partition("_")[0])
+            fill(names, on_bytes)
+
+        each._fill = noted
+    run = Run(TakeTurns(weights), weights)
+    assert torch.equal(run.all(), resident())
+    assert threads == {"MainThread", "weights"}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("weights")], "it ends with the run"
 
 
 def test_only_what_a_run_needs_is_read():
@@ -214,7 +253,7 @@ def test_only_what_a_run_needs_is_read():
 
 def test_resident_modules_are_all_there_before_the_first_step():
     weights, _ = two()
-    weights["a"].copy_to_host()
+    weights["a"].copy_to_host(weights["a"].units)
     KeepResident(weights).activate("a", silent, later="ab")
     assert [each.place for each in weights.values()] == [Place.DEVICE, Place.DEVICE]
     assert all(each.bytes_on_host == 0 for each in weights.values())
