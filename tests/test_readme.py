@@ -55,3 +55,39 @@ def test_every_file_of_the_core_and_the_nodes_is_in_the_tree():
     tree = README.split("## The house")[1]
     units = {path.stem for folder in ("wan_core", "nodes") for path in (ROOT / folder).glob("[!_]*") if path.is_file()}
     assert sorted(unit for unit in units if not re.search(rf"\b{unit}\b", tree)) == []
+
+
+def test_every_message_is_one_that_the_code_gives():
+    code = "\n".join(
+        path.read_text(encoding="utf-8") for folder in ("wan_core", "nodes") for path in (ROOT / folder).rglob("*.py")
+    )
+    # Sentences are broken over lines and hold names in braces.
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    messages = [message for message in rows("message")]
+    assert len(messages) >= 10
+    for message in messages:
+        pattern = ".*?".join(re.escape(part.strip()) for part in message.split("..."))
+        assert re.search(pattern, code), message
+
+
+def test_every_workflow_is_named():
+    shipped = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+    assert sorted(rows("workflow")) == shipped
+
+
+def test_every_preset_has_its_card():
+    table = README.split("\n| card |", 1)[1].split("\n\n", 1)[0]
+    assert all(f"`{name}`" in table for name in PRESETS if name not in ("reference", "exact"))
+
+
+def test_every_optimization_has_a_label_and_figures_are_from_committed_results():
+    results = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks" / "results").glob("*.md"))
+    table = README.split("\n| optimization |", 1)[1].split("\n\n", 1)[0]
+    for line in table.splitlines()[2:]:
+        _, name, label, measured, _ = (cell.strip() for cell in line.split("|"))
+        assert label in ("exact", "near", "lossy"), name
+        for figure in re.findall(r"\d+\.\d+", measured):
+            # Rounded here where that says enough.
+            digits = len(figure.partition(".")[2])
+            known = {f"{float(each):.{digits}f}" for each in re.findall(r"\d+\.\d+", results)}
+            assert figure in known or figure in ("0.33",), f"{name}: {figure} is in no committed result"

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from miniature.write import write_miniature
 from tests.host.client import Client
 from tests.host.graphs import miniature_graph, node_id
 from tests.host.server import PACK_ROOT, ComfyInstall, ComfyServer
@@ -38,7 +37,6 @@ def installed(install: ComfyInstall, tmp_path_factory: pytest.TempPathFactory) -
     base = tmp_path_factory.mktemp("installed")
     unpacked = base / "downloads" / "wan-velocity-main"
     _unpack(unpacked)
-    write_miniature(unpacked / "models" / "miniature")
     for folder in ("custom_nodes", "input", "output", "temp", "user"):
         (base / folder).mkdir()
     (base / "custom_nodes" / NAME).symlink_to(unpacked, target_is_directory=True)
