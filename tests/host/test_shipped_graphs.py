@@ -1,10 +1,38 @@
 """The shipped workflows against the nodes as ComfyUI really has them."""
 
+import json
+import os
+
 import pytest
 
 from tests.host.client import Client, RejectedError
 from tests.host.graphs import inputs, node_id
-from tests.workflows.ui_format import NOTES, SHIPPED, api_workflow, to_api, ui_workflow, widget_names
+from tests.host.server import ComfyServer
+from tests.surface import surface
+from tests.workflows.ui_format import (
+    NOTES,
+    SHIPPED,
+    add_new_widgets,
+    api_path,
+    api_workflow,
+    to_api,
+    ui_path,
+    ui_workflow,
+    widget_names,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _renewed(server: ComfyServer) -> None:
+    """Where the public surface is renewed, so are the shipped workflows; old ones need nothing (`test_frozen.py`)."""
+    if not os.environ.get(surface.RENEW):
+        return
+    info = server.client.get("/object_info")
+    for name in SHIPPED:
+        workflow = ui_workflow(name)
+        add_new_widgets(workflow, info)
+        for path, data in ((ui_path(name), workflow), (api_path(name), to_api(workflow, info))):
+            path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SHIPPED)

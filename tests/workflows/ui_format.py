@@ -19,12 +19,20 @@ DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 CONTROL = "control_after_generate"
 
 
+def ui_path(name: str) -> Path:
+    return ROOT / "workflows" / f"{name}.json"
+
+
+def api_path(name: str) -> Path:
+    return ROOT / "tests" / "workflows" / f"{name}.api.json"
+
+
 def ui_workflow(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(ui_path(name).read_text(encoding="utf-8"))
 
 
 def api_workflow(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "tests" / "workflows" / f"{name}.api.json").read_text(encoding="utf-8"))
+    return json.loads(api_path(name).read_text(encoding="utf-8"))
 
 
 def widget_names(info: dict[str, Any], values: list[Any]) -> list[str]:
@@ -45,11 +53,21 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, A
             continue
         values, info = node["widgets_values"], object_info[node["type"]]
         # A widget that is newer than the workflow starts on its default.
-        named = _defaults(info) | dict(zip(widget_names(info, values), values, strict=False))
+        named = dict(zip(widget_names(info, values), values, strict=False))
+        named |= {name: value for name, value in _defaults(info).items() if name not in named}
         linked = {slot["name"]: origins[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
         inputs = {name: value for name, value in named.items() if not name.endswith(CONTROL)} | linked
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return graph
+
+
+def add_new_widgets(workflow: dict[str, Any], object_info: dict[str, Any]) -> None:
+    """Give our nodes the widgets that are newer than the workflow, on their defaults, which come last."""
+    for node in workflow["nodes"]:
+        if node["type"].startswith("WanVelocity"):
+            info, values = object_info[node["type"]], node["widgets_values"]
+            defaults = _defaults(info)
+            values += [defaults[name] for name in widget_names(info, values)[len(values) :]]
 
 
 def _defaults(info: dict[str, Any]) -> dict[str, Any]:
