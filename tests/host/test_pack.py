@@ -22,7 +22,8 @@ WIDGETS = {
     "WanVelocityEncodeText": ["prompt", "negative_prompt"],
     "WanVelocityEmptyLatent": ["width", "height", "frames", "batch"],
     "WanVelocitySampler": [
-        "recipe", "seed", "denoise", "noise_device", "start_step", "end_step", "add_noise", "leftover_noise",
+        "recipe", "seed", "denoise", "noise_device", "start_step", "end_step", "add_noise", "leftover_noise", "resume",
+        "saved_run",
     ],
     "WanVelocityLoadVAE": ["file"],
     "WanVelocityDecode": [],
