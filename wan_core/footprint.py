@@ -45,7 +45,11 @@ class UnitSizes:
 
     def on_device(self, streamed_blocks: int = 0) -> int:
         """What the device holds while the module runs: streamed blocks pass through two buffers, each of one block."""
-        return self.total - (streamed_blocks - min(streamed_blocks, _NUM_BUFFERS)) * self.block
+        return self.total - streamed_blocks * self.block + self.buffers(streamed_blocks)
+
+    def buffers(self, streamed_blocks: int) -> int:
+        """What of that is there for a run only."""
+        return min(streamed_blocks, _NUM_BUFFERS) * self.block
 
 
 def expert_sizes(spec: TransformerSpec, dtype: str) -> UnitSizes:

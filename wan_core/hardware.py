@@ -213,9 +213,12 @@ def _has_fixed_segments() -> bool:
 
 
 @cache
-def _measured_bandwidth(device: str) -> float:
+def _measured_bandwidth(device: str) -> float | None:
     """Bytes per second of copies from page-locked memory, some hundredths of a second of work."""
-    waiting = torch.empty(64 << 20, dtype=torch.uint8, pin_memory=True)
+    try:
+        waiting = torch.empty(64 << 20, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError:  # the system locks no pages, as some containers
+        return None
     arrived = torch.empty_like(waiting, device=device)
     return waiting.nbytes / min(_seconds(lambda: arrived.copy_(waiting, non_blocking=True), device) for _ in range(4))
 

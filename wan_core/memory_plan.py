@@ -63,6 +63,10 @@ class Sampling:
         high, low = (self.weights.on_device(placement.streamed_blocks) + adapters for adapters in self.adapters)
         return (high + low, high + low) if placement.policy == "resident" else (high, low)
 
+    def resting_bytes(self, placement: Placement) -> int:
+        """Weights that are still on the device when a run is over."""
+        return max(self.weights_on_device(placement)) - self.weights.buffers(placement.streamed_blocks)
+
     def host_bytes(self, placement: Placement) -> int:
         """Copies on the host: of both experts, so that each leaves the device by being forgotten."""
         return 0 if placement.policy == "resident" else 2 * self.weights.total + sum(self.adapters)

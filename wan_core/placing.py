@@ -95,7 +95,7 @@ def place(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Placed:
 def _stay(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Placed | None:
     """The current placement, where it is allowed, fits but for a little, and no better one would."""
     current = demand.current
-    if current is None:
+    if current is None or asked.num_streamed not in (None, current.streamed_blocks):
         return None
     for placement, split in _rungs(asked, demand, hardware):
         if placement.policy == current.policy and current.streamed_blocks <= placement.streamed_blocks + _FEW_BLOCKS:

@@ -73,7 +73,7 @@ class ExecutionPlan:
     """How the experts will run, with a reason for each choice. Seconds are estimates.
 
     videos_at_once: of the batch, in one forward. phases: what the device holds, for the experts alone.
-    slack_bytes: what the allocator cannot use of it.
+    slack_bytes: what the allocator cannot use of it. resting_bytes: weights that stay there after the run.
     """
 
     workload: Workload
@@ -85,6 +85,7 @@ class ExecutionPlan:
     tf32: str
     phases: tuple[Phase, ...]
     slack_bytes: int
+    resting_bytes: int
     step_flops: tuple[tuple[Expert, float], ...]
     step_seconds: tuple[tuple[Expert, float], ...]
     decisions: tuple[Decision, ...]
@@ -213,6 +214,7 @@ def _resolve(
         tf32=tf32,
         phases=placed.sampling.phases(placed.placement, experts),
         slack_bytes=placed.sampling.slack,
+        resting_bytes=placed.sampling.resting_bytes(placed.placement),
         step_flops=_per_expert(experts, workload, spec.forward_flops(workload.latent_size, workload.batch).total),
         step_seconds=_step_seconds(experts, workload, spec, demand.dtype, hardware),
         decisions=(

@@ -53,7 +53,7 @@ class RunPlan:
     @property
     def text_needs_room(self) -> bool:
         """Whether experts of a run before must leave the device for the text encoder."""
-        needed = self.text.peak_bytes + self.experts.weight_bytes + self._vae_before.nbytes
+        needed = self.text.peak_bytes + self.experts.resting_bytes + self._vae_before.nbytes
         return "experts" in self.loaded and self.text.weight_bytes > 0 and needed > self.free_memory
 
     @property
@@ -65,8 +65,8 @@ class RunPlan:
         """All phases in their order; the VAE comes last, so only one of a run before is beside the others."""
         text = Part(what="text encoder", nbytes=self.text.weight_bytes if self.keeps_text else 0)
         stay = "experts" in self.loaded and not self.text_needs_room
-        before = Part(what="experts", nbytes=self.experts.weight_bytes if stay else 0)
-        experts = Part(what="experts", nbytes=self.experts.weight_bytes if self.keeps_experts else 0)
+        before = Part(what="experts", nbytes=self.experts.resting_bytes if stay else 0)
+        experts = Part(what="experts", nbytes=self.experts.resting_bytes if self.keeps_experts else 0)
         sampling = tuple(phase.beside(text, self._vae_before) for phase in self.experts.phases)
         return self.text.phase.beside(before, self._vae_before), *sampling, self.decode.phase.beside(experts, text)
 
@@ -129,7 +129,7 @@ def _decode(
     """The decode, and whether the experts stay on the device beside it."""
     size = experts.workload.latent_size
     without = replace(hardware, free_memory=max(hardware.free_memory - beside, 0))
-    room = replace(without, free_memory=max(without.free_memory - experts.weight_bytes, 0))
+    room = replace(without, free_memory=max(without.free_memory - experts.resting_bytes, 0))
     if not hardware.is_cuda:
         return resolve_decode(profile, room, spec, size), True
     decode = resolve_decode(profile, room, spec, size)

@@ -95,6 +95,20 @@ def test_streaming_takes_the_fewest_blocks_that_fit():
     assert plan.weight_bytes - more.weight_bytes == block
 
 
+def test_buffers_of_streamed_blocks_are_gone_when_the_vae_decodes():
+    plan, sizes = planned("24gb"), expert_sizes(T2V_A14B_TRANSFORMER, "bfloat16")
+    held = {part.what: part.nbytes for part in phase(plan, "decode").parts}
+    assert plan.experts.weight_bytes - held["experts"] == 2 * sizes.block
+    assert planned("80gb").experts.resting_bytes == planned("80gb").experts.weight_bytes
+
+
+def test_a_number_of_streamed_blocks_is_kept_to():
+    asked = preset("24gb").with_settings({"offload.streamed_blocks": "30"})
+    current = Placement(policy="stream", streamed_blocks=28)
+    plan = resolve_run(asked, H200, SPECS, workload(), current=current)
+    assert plan.experts.binding.placement.streamed_blocks == 30
+
+
 def test_streaming_needs_two_buffers():
     sizes = expert_sizes(T2V_A14B_TRANSFORMER, "bfloat16")
     assert sizes.on_device() == sizes.on_device(1) == sizes.on_device(2) == sizes.total
