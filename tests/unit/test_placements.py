@@ -73,24 +73,32 @@ class Session:
         return self.pipeline.sample(self.plan(), self._conditioning, hooks=hooks).latent
 
 
-@pytest.mark.parametrize("application", ["beside", "merged"])
+@pytest.fixture(scope="module", params=["beside", "merged"])
+def application(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def resident(folder: Path, conditioning: Conditioning, application: str) -> dict[float, Tensor]:
+    """What everything else is held to, by strength of the LoRA."""
+    session = Session(folder, conditioning, Placement(policy="resident"), application)
+    latents = {strength: session.run(strength) for strength in (0.0, 1.0, 0.5)}
+    assert not torch.equal(latents[0.0], latents[1.0]) and not torch.equal(latents[1.0], latents[0.5])
+    return latents
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda each: f"{each.policy} {each.streamed_blocks}")
-def test_every_placement_gives_the_same_latent(folder, conditioning, placement, application):
-    resident = Session(folder, conditioning, Placement(policy="resident"), application)
+def test_every_placement_gives_the_same_latent(folder, conditioning, placement, application, resident):
     placed = Session(folder, conditioning, placement, application)
-    latents = []
     for strength in (0.0, 1.0, 0.5, 0.0):
-        latents.append(placed.run(strength))
-        assert torch.equal(latents[-1], resident.run(strength)), strength
-    assert not torch.equal(latents[0], latents[1]) and not torch.equal(latents[1], latents[2])
-    assert torch.equal(latents[0], latents[3]), "a LoRA that is gone has left nothing"
+        assert torch.equal(placed.run(strength), resident[strength]), strength
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda each: f"{each.policy} {each.streamed_blocks}")
 def test_stopped_runs_leave_the_next_one_as_it_was(folder, conditioning, placement):
     session = Session(folder, conditioning, placement, "beside")
     expected = session.run(1.0)
-    for stop_after in (3, 13, 14, 15, 27):
+    for stop_after in (3, 13, 14, 27):
         with pytest.raises(Interrupted):
             session.run(1.0, Recorder(stop_after=stop_after))
         assert torch.equal(session.run(1.0), expected), stop_after
@@ -116,14 +124,13 @@ def without_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Weights, "__init__", init)
 
 
-@pytest.mark.parametrize("application", ["beside", "merged"])
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda each: f"{each.policy} {each.streamed_blocks}")
-def test_without_room_on_the_host_the_files_will_do(folder, conditioning, placement, application, monkeypatch):
-    resident = Session(folder, conditioning, Placement(policy="resident"), application)
-    expected = [resident.run(strength) for strength in (1.0, 0.5)]
+def test_without_room_on_the_host_the_files_will_do(
+    folder, conditioning, placement, application, resident, monkeypatch
+):
     without_room(monkeypatch)
     placed = Session(folder, conditioning, placement, application)
-    assert all(torch.equal(placed.run(strength), latent) for strength, latent in zip((1.0, 0.5), expected, strict=True))
+    assert all(torch.equal(placed.run(strength), resident[strength]) for strength in (1.0, 0.5))
     held = placed.pipeline._experts.weights.values()
     assert sum(weights.bytes_on_host for weights in held) == 0
 
