@@ -107,3 +107,7 @@ def test_a_user_without_a_home_has_a_cache_too(monkeypatch):
     monkeypatch.delenv("WAN_VELOCITY_CACHE", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     assert module.cache_folder() == Path(tempfile.gettempdir()) / "wan-velocity"
+
+
+def test_a_look_at_a_device_that_is_at_work_measures_nothing() -> None:
+    assert Hardware.detect("cpu", measure=False).tflops == ()

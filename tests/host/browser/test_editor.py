@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.host.browser.editor import Editor
-from tests.workflows.ui_format import SHIPPED
+from tests.workflows.ui_format import SHIPPED, ui_workflow
 
 MINIATURE = "wan_velocity_mini_t2v"
 OFFICIAL = "wan_velocity_t2v_a14b_official"
@@ -50,6 +50,11 @@ _PLAN = """() => {
     the('WanVelocityLoadVAE').connect(0, plan, 'vae');
     ['SaveVideo', 'PreviewAny'].map(the).forEach((node) => app.rootGraph.remove(node));
 }"""
+_SAVED_AND_QUEUED = """async () => {
+    const ours = app.rootGraph.serialize().nodes.filter((node) => node.type.startsWith('WanVelocity'));
+    const saved = Object.fromEntries(ours.map((node) => [node.id, node.widgets_values ?? []]));
+    return [saved, (await app.graphToPrompt()).output];
+}"""
 _INTO_SUBGRAPH = """() => {
     const sampler = app.rootGraph.nodes.find((n) => n.type === 'WanVelocitySampler');
     app.rootGraph.convertToSubgraph(new Set([sampler]));
@@ -69,6 +74,15 @@ def test_opens_without_a_missing_node(editor: Editor, mode: str, workflow: str) 
     for sampler in editor.panel("sampler").all():
         expect(sampler).to_contain_text(re.compile(r"\d+ high \+ \d+ low, switch at timestep 875"))
     editor.picture(f"{workflow} {mode}")
+
+
+@pytest.mark.parametrize("workflow", SHIPPED)
+def test_panels_are_no_part_of_what_is_saved_or_queued(editor: Editor, workflow: str) -> None:
+    editor.load(workflow)
+    saved, queued = editor.page.evaluate(_SAVED_AND_QUEUED)
+    ours = [node for node in ui_workflow(workflow)["nodes"] if node["type"].startswith("WanVelocity")]
+    assert {str(node["id"]): node["widgets_values"] for node in ours} == saved
+    assert "wan_velocity" not in {name for node in queued.values() for name in node["inputs"]}
 
 
 def test_runs_from_the_page_and_leaves_its_report(editor: Editor, mode: str) -> None:
