@@ -138,12 +138,12 @@ def _rungs(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Iterator[t
     else:
         policies = get_args(PlacementPolicy) if asked.policy == "auto" else (asked.policy,)
     for policy in policies:
+        # Weights that move follow the calls of one stream.
+        splits = tuple(cut for cut in demand.splits if policy == "resident" or cut.guidance != "two-stream")
         if policy == "stream":
-            # A block that passes through serves one forward at a time.
-            alone = tuple(split for split in demand.splits if split.guidance != "two-stream")
-            yield from _streamed(asked.num_streamed, replace(demand, splits=alone), hardware.free_memory)
+            yield from _streamed(asked.num_streamed, replace(demand, splits=splits), hardware.free_memory)
         else:
-            yield from ((Placement(policy=policy), split) for split in demand.splits)
+            yield from ((Placement(policy=policy), cut) for cut in splits)
 
 
 def _streamed(num_blocks: int | None, demand: Demand, free: int) -> Iterator[tuple[Placement, Split]]:

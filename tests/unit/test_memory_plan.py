@@ -184,7 +184,7 @@ def test_batched_guidance_gives_way_first():
     assert planned(asked, card(59.5), tiny, batch=2).experts.guidance == "batched"
 
 
-def test_two_streams_give_way_to_streaming():
+def test_two_streams_give_way_to_weights_that_move():
     asked = preset("auto").with_settings({"guidance.execution": "two-stream"})
     roomy, tight = planned(asked), planned(asked, card(22))
     assert roomy.experts.guidance == "two-stream"
@@ -192,6 +192,8 @@ def test_two_streams_give_way_to_streaming():
     assert held[0]["activations"] == 2 * held[1]["activations"]
     assert (tight.experts.guidance, tight.experts.binding.placement.policy) == ("sequential", "stream")
     assert "instead of two-stream" in chosen(tight, "guidance passes")
+    swapped = planned(asked.with_settings({"offload.policy": "experts"}))
+    assert swapped.experts.guidance == "sequential"
 
 
 def test_cuda_graphs_give_way_to_weights_that_move():
