@@ -71,7 +71,7 @@ def sample_down_the_ladder(
     free: gives back what can be given back before the next attempt. tell: hears of each rung. Raises `OutOfMemoryError`
     in one sentence at the foot of the ladder.
     """
-    mark, num_warnings, rungs = len(report.decisions), len(report.warnings), []
+    num_warnings = len(report.warnings)
     while True:
         try:
             return attempt(plan)
@@ -87,12 +87,12 @@ def sample_down_the_ladder(
         if lower is None:
             saved = f"; the {done} finished steps are in {str(journal.saved)!r}" if done and journal.saved else ""
             raise OutOfMemoryError(f"out of memory {where}, and there is nothing left to step down to ({cause}){saved}")
-        rungs.append(_rung(plan, lower, f"out of memory {where}, {done} finished steps kept"))
-        tell(str(rungs[-1]))
-        # What the attempts before said of themselves no longer holds.
-        del report.decisions[mark:], report.warnings[num_warnings:]
-        report.decisions += rungs
-        mark = len(report.decisions)
+        rung = _rung(plan, lower, f"out of memory {where}, {done} finished steps kept")
+        tell(str(rung))
+        # What the failed attempt said of its plan no longer holds.
+        stale = {decision.topic for decision in plan.decisions}
+        report.decisions = [each for each in report.decisions if each.topic not in stale] + [rung]
+        del report.warnings[num_warnings:]
         plan = lower
 
 

@@ -1,5 +1,6 @@
 """The miniature, one short run of it, and faults to put into it."""
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,8 +53,11 @@ def prompts(shared: WanPipeline) -> Conditioning:
 
 @pytest.fixture(scope="session")
 def whole(shared: WanPipeline, prompts: Conditioning) -> Tensor:
-    """The latent of the run that nothing happened to."""
-    return shared.sample(shared.plan(REQUEST, SIZE), prompts).latent
+    """The latent of the run that nothing happened to, after which everything is loaded."""
+    plan = shared.plan(REQUEST, SIZE)
+    latent = shared.sample(plan, prompts).latent
+    list(shared.decode_chunks(plan, latent))
+    return latent
 
 
 @pytest.fixture
@@ -111,6 +115,15 @@ def inject(shared: WanPipeline, whole: Tensor) -> Iterator[Callable[..., Callabl
     yield put
     for handle in handles:
         handle.remove()
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors that anybody holds, on the host and on the card."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if isinstance(each, Tensor) and not each.is_meta]
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    on_card = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    return sum(storages.values()) + on_card
 
 
 def out_of_memory(*_: object) -> None:
