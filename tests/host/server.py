@@ -87,6 +87,11 @@ class ComfyServer:
         return self.log_path.read_text(errors="replace")
 
     @property
+    def pid(self) -> int:
+        """Of the process, which must be running."""
+        return self._process.pid
+
+    @property
     def output(self) -> Path:
         return self.base / "output"
 
