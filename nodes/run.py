@@ -8,7 +8,7 @@ from ..wan_core.estimate import Knowledge, Part, RunEstimate, decode_parts, lear
 from ..wan_core.plan import ExecutionPlan
 from ..wan_core.profiles import OptimizationProfile
 from ..wan_core.recovery.journal import Journal
-from ..wan_core.recovery.ladder import OUT_OF_MEMORY, Ladder, sample_down_the_ladder
+from ..wan_core.recovery.ladder import Ladder, has_stepped_down, sample_down_the_ladder
 from ..wan_core.report import Report
 from ..wan_core.sample import Conditioning, SampleResult, sample
 from ..wan_core.specs import T2V_A14B_TRANSFORMER, TransformerSpec, VaeSpec
@@ -55,7 +55,7 @@ class SamplerRun:
         ladder = Ladder(profile=profile, hardware=host.hardware, spec=spec)
         tell = self._hooks.on_warning
         result = sample_down_the_ladder(attempt, plan, ladder, journal, report, host.free_device, tell)
-        if is_whole and all(decision.topic != OUT_OF_MEMORY for decision in report.decisions):
+        if is_whole and not has_stepped_down(report):
             learn(parts, report, hardware)
         return result, journal
 

@@ -16,6 +16,7 @@ from ..measure import measured_peak
 from ..pipeline import RunPlan, WanPipeline
 from ..recipes import SampleRequest, VideoSize
 from ..recovery.journal import DEFAULT_SAVE_SECONDS
+from ..recovery.ladder import has_stepped_down
 from ..recovery.state import RunState, read_state
 from ..report import Report
 from ..sample import Conditioning
@@ -95,7 +96,7 @@ def _make(
         journal.discard()
     # The frames are written while they are decoded.
     report.seconds["save"] -= report.seconds["decode"]
-    if whole:
+    if whole and not has_stepped_down(report):
         pipeline.learn(estimate, report)
     report.decisions += plan.decode.decisions
     outputs.save_rest(frames)

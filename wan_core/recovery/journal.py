@@ -34,6 +34,8 @@ class StateFile:
     save_seconds: float = DEFAULT_SAVE_SECONDS
 
     def write(self, position: Position) -> None:
+        if position.next_step >= self.num_steps:  # no step will ask for its history
+            position = Position(next_step=position.next_step, latent=position.latent)
         state = RunState(facts=self.facts, num_steps=self.num_steps, position=position, prompts=self.prompts)
         write_state(self.path, state)
 

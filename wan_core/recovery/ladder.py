@@ -27,6 +27,7 @@ Result = TypeVar("Result")
 
 # Topic of the decisions that the report has for each rung.
 OUT_OF_MEMORY = "out of memory"
+_DECODE_OUT_OF_MEMORY = "VAE decode after running out of memory"
 
 # Share of the memory of a plan that failed which the next one may plan with.
 _LESS = 0.85
@@ -128,7 +129,7 @@ def decode_down_the_ladder(
             raise OutOfMemoryError(f"out of memory while decoding, also in the smallest tiles ({cause})")
         report.decisions.append(
             Decision(
-                topic="VAE decode after running out of memory",
+                topic=_DECODE_OUT_OF_MEMORY,
                 asked=_tile_words(tile),
                 chosen=_tile_words(lower),
                 reason=f"{num_given} frames were decoded",
@@ -149,6 +150,11 @@ def smaller_tiles(spec: VaeSpec, latent_size: tuple[int, int, int], dtype: str) 
         return lower if lower and decode_bytes(spec, latent_size, itemsize, lower) < before else None
 
     return smaller
+
+
+def has_stepped_down(report: Report) -> bool:
+    """Whether a run took a step down, so that its times say nothing about the next one."""
+    return any(decision.topic in (OUT_OF_MEMORY, _DECODE_OUT_OF_MEMORY) for decision in report.decisions)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
