@@ -58,9 +58,11 @@ def test_a_vanished_file(
     with pytest.raises(CheckpointError) as error:
         pipeline.sample(plan, prompts, hooks=hooks, journal=journal)
     assert len(str(error.value).splitlines()) == 1
-    # The other expert is read while the last step before the switch is computed.
-    done = 2 if name == "streaming" else plan.experts.split.count(Expert.HIGH) - 1
-    assert journal.position.next_step == len(hooks.steps) == done
+    done = len(hooks.steps)
+    assert journal.position.next_step == done
+    # The other expert may be read at the switch, or already while the last step before it is computed.
+    num_high = plan.experts.split.count(Expert.HIGH)
+    assert done in ((2,) if name == "streaming" else (num_high - 1, num_high))
     for here, there in files.items():
         there.rename(here)
     again = StepRecorder()
