@@ -121,8 +121,9 @@ class ExpertsDemand:
     def _splits(self) -> Iterator[Split]:
         batch, guidance = self.workload.batch, self.guidance
         yield Split(guidance=guidance, batch=batch)
-        may_fall_back = self.profile.guidance.execution == "auto" or guidance == "two-stream"
-        if may_fall_back and guidance != "sequential" and self.workload.is_guided:
+        saves_memory = self.profile.guidance.execution == "auto" and guidance == "batched" and self.workload.is_guided
+        # Two streams go only with resident weights, whatever was asked.
+        if saves_memory or guidance == "two-stream":
             guidance = "sequential"
             yield Split(guidance=guidance, batch=batch)
         while batch > 1:

@@ -194,6 +194,8 @@ def test_two_streams_give_way_to_weights_that_move():
     assert "instead of two-stream" in chosen(tight, "guidance passes")
     swapped = planned(asked.with_settings({"offload.policy": "experts"}))
     assert swapped.experts.guidance == "sequential"
+    unguided = resolve(asked, card(22), T2V_A14B_TRANSFORMER, workload(name="lightning-4"))
+    assert unguided.binding.placement.policy == "stream"
 
 
 def test_cuda_graphs_give_way_to_weights_that_move():
