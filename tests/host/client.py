@@ -57,6 +57,10 @@ class Client:
         with urllib.request.urlopen(f"http://{self._address}{path}", timeout=30) as answer:
             return json.load(answer)
 
+    def page(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self._address}{path}", timeout=30) as answer:
+            return answer.read().decode()
+
     def post(self, path: str, body: object) -> Any:
         request = urllib.request.Request(
             f"http://{self._address}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from tests.host.client import Client
+from tests.host.server import PACK_FOLDER
 from tests.surface import help_pages, surface, words
 
 
@@ -41,3 +42,7 @@ def test_the_host_serves_help_and_words(client: Client) -> None:
     served = client.get("/i18n")
     assert served["zh"]["nodeDefs"]["WanVelocitySampler"] == words.node_words("zh")["WanVelocitySampler"]
     assert served["en"]["nodeCategories"]["Wan Velocity"]
+    for language in words.LANGUAGES:
+        path = help_pages.page_path("WanVelocitySampler", language)
+        page = client.page(f"/extensions/{PACK_FOLDER}/docs/{path.relative_to(help_pages.PAGES).as_posix()}")
+        assert page == path.read_text(encoding="utf-8")
