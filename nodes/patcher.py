@@ -19,6 +19,7 @@ import comfy.model_management
 import comfy.model_patcher
 import torch
 
+from ..wan_core.host_ram import host_ram
 from ..wan_core.offload.residency import OnLoad, Residency
 from ..wan_core.offload.weights import OnBytes, Weights
 from ..wan_core.specs import Expert
@@ -160,7 +161,9 @@ def bring_to_device(patchers: Mapping[str, WeightsPatcher], activation_bytes: in
 
 
 def _host_room() -> int:
-    return max(int(comfy.model_management.get_free_memory(torch.device("cpu"))) - _HOST_HEADROOM_BYTES, 0)
+    # The host program reads the machine's memory; in a container the limit is the container's.
+    free = min(int(comfy.model_management.get_free_memory(torch.device("cpu"))), host_ram().free)
+    return max(free - _HOST_HEADROOM_BYTES, 0)
 
 
 def available_bytes(device: torch.device) -> int:
