@@ -1,6 +1,7 @@
 """The miniature, one short run of it, and faults to put into it."""
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,13 +118,17 @@ def inject(shared: WanPipeline, whole: Tensor) -> Iterator[Callable[..., Callabl
         handle.remove()
 
 
-def live_bytes() -> int:
-    """Bytes of all tensors that anybody holds, on the host and on the card."""
+def held_bytes(pipeline: WanPipeline, prompts: Conditioning) -> int:
+    """Bytes that are held after a run like any other: on a card what is allocated there, else all tensors."""
+    plan = pipeline.plan(REQUEST, SIZE)
+    pipeline.sample(plan, prompts)
     gc.collect()
-    tensors = [each for each in gc.get_objects() if isinstance(each, Tensor) and not each.is_meta]
-    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
-    on_card = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-    return sum(storages.values()) + on_card
+    if plan.experts.binding.device.startswith("cuda"):
+        return torch.cuda.memory_allocated()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # some of torch's own objects complain when they are looked at
+        tensors = [each for each in gc.get_objects() if isinstance(each, Tensor) and not each.is_meta]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
 
 
 def out_of_memory(*_: object) -> None:

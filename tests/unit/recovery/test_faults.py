@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.recovery.conftest import NUM_STEPS, Fault, StepRecorder, live_bytes, out_of_memory
+from tests.unit.recovery.conftest import NUM_STEPS, Fault, StepRecorder, held_bytes, out_of_memory
 from wan_core.errors import Interrupted, NonFiniteError, OutOfMemoryError
 from wan_core.hooks import Silent
 from wan_core.models.vae_tiling import Tile, decode_bytes
@@ -26,9 +26,9 @@ MakeJournal = Callable[..., Journal]
 @pytest.fixture(autouse=True)
 def leaves_memory_as_it_was(shared: WanPipeline, prompts: Conditioning, whole: Tensor) -> Iterator[None]:
     """After every fault, and the run that follows it, not a hundredth more is held than before."""
-    before = live_bytes()
+    before = held_bytes(shared, prompts)
     yield
-    assert live_bytes() <= 1.01 * before
+    assert held_bytes(shared, prompts) <= 1.01 * before
 
 
 def resumed(pipeline: WanPipeline, plan: RunPlan, prompts: Conditioning, path: object) -> Tensor:
