@@ -32,6 +32,7 @@ from .sampling.loop import SolverStep, denoise
 from .sampling.noise import draw_noise, from_handover, is_empty, mix, to_handover, to_model_space, to_raw_space
 from .sampling.solvers import SOLVERS
 from .specs import Expert
+from .workload import check_sides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,10 +302,7 @@ def _check(experts: Experts, conditioning: Conditioning, latent: Tensor) -> None
             f"latent has shape {tuple(latent.shape)}, expected (batch, {spec.out_dim}, frames, height / 8, width / 8)"
             f"{hint}"
         )
-    if latent.shape[3] % 2 or latent.shape[4] % 2:
-        raise InputError(
-            f"latent is {latent.shape[4]}x{latent.shape[3]}, expected even sides (a video size in multiples of 16)"
-        )
+    check_sides(tuple(latent.shape[2:]))
     for name, embeddings in (("positive", conditioning.positive), ("negative", conditioning.negative)):
         if embeddings.ndim != 3 or embeddings.shape[2] != spec.text_dim:
             raise InputError(

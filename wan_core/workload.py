@@ -3,8 +3,16 @@
 from dataclasses import dataclass
 
 from .checkpoint.lora_pair import LoraChoice
+from .errors import InputError
 from .recipes import SampleRequest
 from .specs import Expert
+
+
+def check_sides(latent_size: tuple[int, int, int]) -> None:
+    """Raise `InputError` for a latent (T, H, W) that the patches of a transformer do not cover."""
+    _, height, width = latent_size
+    if height % 2 or width % 2:
+        raise InputError(f"latent is {width}x{height}, expected even sides (a video size in multiples of 16)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +23,9 @@ class Workload:
     latent_size: tuple[int, int, int]
     batch: int = 1
     loras: tuple[LoraChoice, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_sides(self.latent_size)
 
     @property
     def is_guided(self) -> bool:
