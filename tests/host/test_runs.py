@@ -56,7 +56,8 @@ def test_interrupted_sampling_stops_at_once_and_leaves_nothing(
     inputs(graph, "WanVelocitySampler").update(seed=0, end_step=9999)
     set_recipe(graph)
     assert torch.equal(our_latent(graph, saved), before)
-    assert "Traceback" not in server.log.partition("Processing interrupted")[2]
+    # After the last interrupt: other tests leave refusals, with ComfyUI's own tracebacks, in the same log.
+    assert "Traceback" not in server.log.rpartition("Processing interrupted")[2]
 
 
 def test_interrupted_decode_stops_at_once(client: Client, graph: Prompt) -> None:

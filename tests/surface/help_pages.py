@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.surface.surface import default_of
 from tests.surface.words import at
 from tests.workflows.ui_format import DYNAMIC_COMBO
 
@@ -62,10 +63,9 @@ def _inputs(groups: dict[str, dict[str, list[Any]]], prefix: str = "") -> Iterat
         for name, (kind, *rest) in groups.get(group, {}).items():
             facts = rest[0] if rest else {}
             dynamic = kind == DYNAMIC_COMBO
-            default = facts["options"][0]["key"] if dynamic else facts.get("default")
             # What stands first in a list of files is one machine's affair.
-            is_file = "safetensors" in str(facts.get("options"))
-            shown = "" if default in (None, "") or is_file else f"`{default}`"
+            default = facts["options"][0]["key"] if dynamic else default_of(facts)
+            shown = "" if default in (None, "") else f"`{default}`"
             is_combo = dynamic or isinstance(kind, list)
             yield f"{prefix}{name}", "COMBO" if is_combo else kind, group == "optional", shown
             for option in facts["options"] if dynamic else ():

@@ -11,6 +11,7 @@ which refuses to take anything away or to change it; before the first release th
 import argparse
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import import_module
@@ -120,6 +121,26 @@ def nodes(object_info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def default_of(facts: dict[str, Any]) -> object:
+    """An input's default; `None` also where it is one machine's file, and no promise."""
+    default = facts.get("default")
+    return None if _is_list_of_files(facts.get("options", [])) and not _is_word(default) else default
+
+
+def _fixed(options: list[object]) -> list[object]:
+    """The options that every machine has: all of a list without files, else the words that stand beside them."""
+    return [option for option in options if _is_word(option)] if _is_list_of_files(options) else options
+
+
+def _is_list_of_files(options: list[object]) -> bool:
+    return any("safetensors" in str(option) for option in options)
+
+
+def _is_word(value: object) -> bool:
+    """Whether a value is one of ours ("found by name"); files and folders of models have other signs in their names."""
+    return re.fullmatch("[a-z]+( [a-z]+)*", str(value)) is not None
+
+
 def _inputs(groups: dict[str, dict[str, list[Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
     position = 0
     for group in ("required", "optional"):
@@ -130,10 +151,9 @@ def _inputs(groups: dict[str, dict[str, list[Any]]]) -> Iterator[tuple[str, dict
             if options and isinstance(options[0], dict):
                 kept["options"] = [option["key"] for option in options]
                 kept["custom"] = {option["key"]: dict(_inputs(option["inputs"])) for option in options}
-            elif options and not any("." in str(option) and "safetensors" in str(option) for option in options):
-                kept["options"] = options
-            if not any("safetensors" in str(value) for value in (facts.get("default"), *options)):
-                kept["default"] = facts.get("default")
+            elif fixed := _fixed(options):
+                kept["options"] = fixed
+            kept["default"] = default_of(facts)
             kept["type"] = "COMBO" if isinstance(kind, list) else kind
             if kept["type"] in (*WIDGET_TYPES, DYNAMIC_COMBO):
                 kept["position"] = position
