@@ -99,7 +99,7 @@ def build_experts(
             binding.device,
         )
         weights[expert] = Weights(
-            _typed(transformer, dtype_of),
+            typed(transformer, dtype_of),
             loras[expert].fill,
             device=binding.device,
             dtype=dtype,
@@ -135,7 +135,7 @@ def build_text_encoder(plan: ComponentPlan, source: TextEncoderSource) -> TextEn
     with torch.device("meta"):
         encoder = Umt5Encoder(source.spec)
     dtype = getattr(torch, plan.dtype)
-    fill = ParameterSource(_typed(encoder, lambda name: dtype), source.checkpoint, plan.device).fill
+    fill = ParameterSource(typed(encoder, lambda name: dtype), source.checkpoint, plan.device).fill
     weights = Weights(encoder, fill, device=plan.device, dtype=dtype, streamed_blocks=plan.streamed_blocks)
     decisions = (*plan.decisions, *_decoded("text encoder", source.checkpoint, plan.dtype))
     tokenizer = Tokenizer.from_bytes(source.vocabulary(), str(source.tokenizer or source.checkpoint.label))
@@ -148,7 +148,7 @@ def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:
     with torch.device("meta"):
         vae = WanVae(source.spec, kernels)
     dtype = getattr(torch, plan.dtype)
-    fill = ParameterSource(_typed(vae, lambda name: dtype), source.checkpoint, plan.device).fill
+    fill = ParameterSource(typed(vae, lambda name: dtype), source.checkpoint, plan.device).fill
     weights = Weights(vae, fill, device=plan.device, dtype=dtype)
     decisions = _kernels_passed_over(VAE_KERNELS_TOPIC, plan.kernels, problem, strict=plan.strict)
     return Vae(weights, (*plan.decisions, *decisions, *_decoded("VAE", source.checkpoint, plan.dtype)))
@@ -171,8 +171,8 @@ def _decoded(what: str, checkpoint: Checkpoint, dtype: str) -> tuple[Decision, .
     return (Decision(topic=f"weights of the {what}", asked="auto", chosen=dtype, reason=reason),)
 
 
-def _typed(module: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> nn.Module:
-    """A module on the meta device with its parameters in the dtypes that they will have once loaded."""
+def typed(module: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> nn.Module:
+    """A module on the meta device, its parameters changed to the dtypes that they will have once loaded."""
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(requires_grad=False).data = parameter.data.to(dtype_of(name))
     return module

@@ -37,8 +37,6 @@ from .sample import Conditioning, SampleResult, sample
 from .specs import DEFAULT_NEGATIVE_PROMPT
 from .workload import Workload
 
-# Left free on the host when weights are moved there because the device is full.
-
 # Fewer than a text encoder remembers.
 _PROMPTS_AHEAD = 24
 

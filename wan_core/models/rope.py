@@ -16,8 +16,6 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from ..kernels.block import rotate
-
 THETA = 10000.0
 
 
@@ -41,11 +39,6 @@ def make_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) -
         cos=_lay_out([angle.cos() for angle in angles], grid, device),
         sin=_lay_out([angle.sin() for angle in angles], grid, device),
     )
-
-
-def apply_rope(x: Tensor, rope: Rope) -> Tensor:
-    """Turn the pairs of x (B, L, N, D) float32 by the angles of each token."""
-    return rotate(x, *rope)
 
 
 class RopeCache:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wan_core.models.rope import RopeCache, apply_rope, axis_widths, make_rope
+from wan_core.kernels.block import rotate
+from wan_core.models.rope import RopeCache, axis_widths, make_rope
 
 CPU = torch.device("cpu")
 GRID = (3, 4, 5)
@@ -40,7 +41,7 @@ def test_axis_widths(head_dim: int, widths: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("head_dim", [128, 64, 32])
 def test_rotation_equals_complex_arithmetic(head_dim: int) -> None:
     x = draw(2, 60, 3, head_dim)
-    got = apply_rope(x, make_rope(GRID, head_dim, CPU))
+    got = rotate(x, *make_rope(GRID, head_dim, CPU))
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), turned_by_complex_numbers(x, GRID), rtol=0, atol=1e-6)
 
@@ -64,8 +65,8 @@ def test_products_depend_on_distance_along_each_axis(axis: int) -> None:
     query, key = draw(1, 1, 1, 128, seed=1), draw(1, 1, 1, 128, seed=2)
     rope = make_rope(tuple(grid), 128, CPU)
     num_tokens = grid[0] * grid[1] * grid[2]
-    queries = apply_rope(query.expand(1, num_tokens, 1, 128), rope).unflatten(1, grid)
-    keys = apply_rope(key.expand(1, num_tokens, 1, 128), rope).unflatten(1, grid)
+    queries = rotate(query.expand(1, num_tokens, 1, 128), *rope).unflatten(1, grid)
+    keys = rotate(key.expand(1, num_tokens, 1, 128), *rope).unflatten(1, grid)
     queries, keys = queries.movedim(1 + axis, 1)[0, :, 0, 0, 0], keys.movedim(1 + axis, 1)[0, :, 0, 0, 0]
     products = queries @ keys.T
     torch.testing.assert_close(products[:-1, :-1], products[1:, 1:], rtol=0, atol=2e-5)
@@ -100,5 +101,5 @@ def test_tables_made_in_inference_mode_serve_training() -> None:
     with torch.inference_mode():
         cache(GRID, CPU)
     x = draw(1, 60, 1, 128).requires_grad_()
-    apply_rope(x, cache(GRID, CPU)).sum().backward()
+    rotate(x, *cache(GRID, CPU)).sum().backward()
     assert x.grad is not None
