@@ -50,10 +50,11 @@ def main() -> None:
     if options.take_up and not journal.path.exists():
         _take_up(options.take_up, store, journal)
     limit = None if options.limit_seconds is None else options.limit_seconds - _RESERVE
-    machine = Machine.detect(compiles=not options.eager)
+    machine = Machine.detect(compiles=not options.eager, records=not (options.eager or options.launch))
     run = Run(_settings(options), machine, store, journal, Deadline(limit), options.output)
     options.output.mkdir(parents=True, exist_ok=True)
-    journal.write("machine", name=machine.name, torch=torch.__version__, compiles=str(machine.compiles))
+    journal.write("machine", name=machine.name, torch=torch.__version__, compiles=str(machine.compiles),
+                      records=str(machine.records))  # fmt: skip
     finished = train(run, options.stage)
     draw_curves(journal, options.output / "curves.png")
     shutil.copyfile(journal.path, options.output / journal.path.name)
@@ -122,6 +123,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--take-up", type=Path, metavar="DIR", help="go on from weights and log written by another run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eager", action="store_true", help="compile and record nothing")
+    parser.add_argument("--launch", action="store_true", help="launch every step instead of replaying a recorded one")
     parser.add_argument("--smoke", action="store_true", help="run every stage in seconds on a CPU; learns nothing")
     return parser.parse_args()
 

@@ -111,7 +111,7 @@ def train_experts(
         average.update()
         return loss | {"gradient": norm}
 
-    captured = CapturedStep(step, generator, captures=machine.compiles)
+    captured = CapturedStep(step, generator, captures=machine.records)
     while not pace.finished and not deadline.passed(_SAVE_RESERVE):
         generator.manual_seed(settings.seed * 1_000_003 + pace.step)
         optimiser.set_pace(pace, settings.warmup_steps)

@@ -33,16 +33,20 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A device. On a GPU products run in bfloat16, and what is written in many small steps is compiled."""
+    """A device. On a GPU products run in bfloat16, what is written in many small steps is compiled, and whole steps of
+    training are recorded and replayed."""
 
     device: torch.device
     compiles: bool = False
+    records: bool = False
     architecture: Architecture = field(default_factory=Architecture)
 
     @classmethod
-    def detect(cls, *, compiles: bool = True) -> "Machine":
+    def detect(cls, *, compiles: bool = True, records: bool = True) -> "Machine":
         on_gpu = torch.cuda.is_available()
-        machine = cls(device=torch.device("cuda" if on_gpu else "cpu"), compiles=compiles and on_gpu)
+        machine = cls(
+            device=torch.device("cuda" if on_gpu else "cpu"), compiles=compiles and on_gpu, records=records and on_gpu
+        )
         # einops notes every type it meets in a table; one first met later would cost all graphs compiled before.
         for tensor in (torch.zeros(1), nn.Parameter(torch.zeros(1))):
             rearrange(tensor, "A -> A")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from miniature.clips import ClipSize
 from wan_core.specs import T2V_A14B
 
-FULL_MINUTES = 23.0
+FULL_MINUTES = 18.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class VaeTraining:
     num_scenes: how many scenes the clips are drawn from.
     """
 
-    seconds: float = 200.0
+    seconds: float = 110.0
     num_steps: int | None = None
     num_scenes: int = 32768
     batch: int = 32
@@ -48,7 +48,7 @@ class BankSettings:
 
     num_clips: int = 40960
     part_clips: int = 8192
-    batch: int = 64
+    batch: int = 128
     size: ClipSize = ClipSize(33, 128, 128)
     captions: int = 3
     caption_tokens: int = 32
@@ -65,10 +65,10 @@ class ExpertTraining:
     good for, and without it a world as clean as ours needs none.
     """
 
-    seconds: float = 760.0
+    seconds: float = 600.0
     num_steps: int | None = None
     batch: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     shift: float = T2V_A14B.shift

@@ -82,10 +82,10 @@ def train_vae(
         loss = parts["mse"] + options.absolute_weight * parts["l1"] + price * parts["kl"]
         return parts | {"gradient": optimiser.step(loss)}
 
-    captured, whole = CapturedStep(partial(step, whole=False), generator, captures=machine.compiles), False
+    captured, whole = CapturedStep(partial(step, whole=False), generator, captures=machine.records), False
     while not pace.finished:
         if pace.progress >= options.whole_after and not whole:
-            captured, whole = CapturedStep(partial(step, whole=True), generator, captures=machine.compiles), True
+            captured, whole = CapturedStep(partial(step, whole=True), generator, captures=machine.records), True
             pace.expect_compilation()
         generator.manual_seed(settings.seed * 1_000_003 + pace.step)
         optimiser.set_pace(pace, settings.warmup_steps)
