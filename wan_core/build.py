@@ -73,44 +73,22 @@ def build_experts(
     attend, attention_decision = bind(binding.attention, hardware, strict=strict)
     cross_attend, cross_decision = bind(binding.cross_attention, hardware, strict=strict)
     kernels, kernel_problem = bind_kernels(binding.block_kernels, binding.device)
-    dtype = getattr(torch, binding.dtype)
     region = Region(binding.compile_mode)
     transformers, loras, weights = {}, {}, {}
     assert binding.lora_files == lora_files(pair.loras), "the binding is of a plan for these LoRAs"
-
-    def dtype_of(name: str) -> torch.dtype:
-        return torch.float32 if wants_float32(name) else dtype
-
     for expert in Expert:
         with torch.device("meta"):
-            transformer = WanTransformer(
+            transformers[expert] = WanTransformer(
                 pair.spec,
                 attend=attend,
                 cross_attend=cross_attend,
                 residual=getattr(torch, binding.residual),
                 kernels=kernels,
             )
-        loras[expert] = ExpertLoras(
-            transformer,
-            pair[expert],
-            arrange(pair.loras, expert, binding.lora),
-            tuple(choice.strength(expert) for choice in pair.loras),
-            dtype,
-            binding.device,
-        )
-        weights[expert] = Weights(
-            typed(transformer, dtype_of),
-            loras[expert].fill,
-            device=binding.device,
-            dtype=dtype,
-            streamed_blocks=binding.placement.streamed_blocks,
-            is_beside=is_of_adapter,
-            may_read_in_thread=not loras[expert].merges,
-        )
+        loras[expert], weights[expert] = _weights_of(expert, transformers[expert], binding, pair)
         if previous and previous.weights_key == binding.weights_key:
             loras[expert].take_over(weights[expert], previous.loras[expert], previous.weights[expert])
-        region.add(transformer.blocks)
-        transformers[expert] = transformer
+        region.add(transformers[expert].blocks)
     return Experts(
         spec=pair.spec,
         transformers=transformers,
@@ -152,6 +130,34 @@ def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:
     weights = Weights(vae, fill, device=plan.device, dtype=dtype)
     decisions = _kernels_passed_over(VAE_KERNELS_TOPIC, plan.kernels, problem, strict=plan.strict)
     return Vae(weights, (*plan.decisions, *decisions, *_decoded("VAE", source.checkpoint, plan.dtype)))
+
+
+def _weights_of(
+    expert: Expert, transformer: WanTransformer, binding: ExpertsBinding, pair: ExpertPair
+) -> tuple[ExpertLoras, Weights]:
+    """One expert's weights, still in its file, and the LoRAs that stand beside them or are merged while they are read.
+
+    The LoRAs come first: what they put beside the layers is among the parameters that the weights count.
+    """
+    dtype = getattr(torch, binding.dtype)
+    loras = ExpertLoras(
+        transformer,
+        pair[expert],
+        arrange(pair.loras, expert, binding.lora),
+        tuple(choice.strength(expert) for choice in pair.loras),
+        dtype,
+        binding.device,
+    )
+    weights = Weights(
+        typed(transformer, lambda name: torch.float32 if wants_float32(name) else dtype),
+        loras.fill,
+        device=binding.device,
+        dtype=dtype,
+        streamed_blocks=binding.placement.streamed_blocks,
+        is_beside=is_of_adapter,
+        may_read_in_thread=not loras.merges,
+    )
+    return loras, weights
 
 
 def _kernels_passed_over(topic: str, asked: str, problem: str | None, *, strict: bool) -> tuple[Decision, ...]:
