@@ -27,6 +27,8 @@ MARKER = VENV / "wan-velocity-installed"
 
 TORCH = "2.13.0"
 LEAST_PYTHON = (3, 11)
+# Each imports torch and makes the miniatures that its tests share.
+MOST_TEST_PROCESSES = 4
 
 MODEL = HERE / "models" / "wan_velocity_mini"
 OUTPUT = HERE / "output"
@@ -137,8 +139,13 @@ def demo() -> int:
 
 
 def test() -> int:
-    """The linter, the formatter and the tests; pytest comes last so that its summary is the last line."""
-    codes = [run("-m", "ruff", "check", "."), run("-m", "ruff", "format", "--check", "."), run("-m", "pytest")]
+    """The linter, the formatter and the tests; pytest comes last so that its summary is the last line.
+
+    The tests run in a few processes. Those that share one ComfyUI stay together in one of them.
+    """
+    processes = min(os.cpu_count() or 1, MOST_TEST_PROCESSES)
+    pytest = ("-m", "pytest", "--numprocesses", processes, "--dist", "loadgroup")
+    codes = [run("-m", "ruff", "check", "."), run("-m", "ruff", "format", "--check", "."), run(*pytest)]
     return next((code for code in codes if code), 0)
 
 

@@ -74,6 +74,19 @@ def run_graph(address: str, graph: Graph) -> dict[str, object]:
     raise RuntimeError(f"no result within {RUN_SECONDS} s")
 
 
+def system_stats(address: str) -> dict[str, object]:
+    """What the host says of its first device; memory in bytes."""
+    return _get(address, "/system_stats")["devices"][0]
+
+
+def unload_models(address: str) -> None:
+    """What the button "unload models" asks for; the host does it between two graphs, so this waits a little."""
+    body = json.dumps({"unload_models": True, "free_memory": True}).encode()
+    request = urllib.request.Request(f"http://{address}/free", body, {"Content-Type": "application/json"})
+    urllib.request.urlopen(request, timeout=60).close()
+    time.sleep(3.0)
+
+
 def _lay_out(base: Path, models: Path, packs: Sequence[Path]) -> Path:
     pack = base / "custom_nodes" / "wan-velocity"
     pack.mkdir(parents=True)

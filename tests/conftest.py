@@ -43,6 +43,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no NVIDIA card"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One loud line for every suite that was left out as a whole; here, where also the parent of test processes is."""
+    skipped = {str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ())}
+    for reason in sorted(reason for reason in skipped if " SUITE SKIPPED" in reason):
+        terminalreporter.write_line(f"!!! {reason}", red=True)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that the suite runs is remembered in the user's own cache folder, nor read from there."""

@@ -1,9 +1,10 @@
-"""Two nodes for measurements inside ComfyUI: a model that takes the time of its steps, and their reading.
+"""Nodes for measurements inside ComfyUI: a model that takes the time of its steps, their reading, and who holds what.
 
 A step is one evaluation of all conditionings, from an idle device to an idle device. Loaded as custom nodes by
 `benchmarks.comfy_server`; never shipped.
 """
 
+import hashlib
 import json
 from time import perf_counter
 
@@ -70,16 +71,46 @@ class Reading(io.ComfyNode):
         return io.NodeOutput(latent, ui={"text": [json.dumps(found)]})
 
 
+class Held(io.ComfyNode):
+    """A latent's digest, and after it was made: the models that the host counts as loaded, and torch's memory."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BenchHeld",
+            category="benchmark",
+            inputs=[io.Latent.Input("latent")],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, latent: dict) -> io.NodeOutput:
+        import comfy.model_management
+
+        samples = latent["samples"].detach().float().cpu().contiguous()
+        found = {
+            "digest": hashlib.sha256(samples.numpy().tobytes()).hexdigest()[:16],
+            "models": [
+                [type(patcher.model).__name__, round(patcher.loaded_size() / 2**30, 2)]
+                for patcher in comfy.model_management.loaded_models()
+            ],
+        }
+        if torch.cuda.is_available():
+            found["allocated_gib"] = round(torch.cuda.memory_allocated() / 2**30, 2)
+        return io.NodeOutput(ui={"text": [json.dumps(found)]})
+
+
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class StopwatchExtension(ComfyExtension):
-    """Both nodes."""
+    """All nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Stopwatch, Reading]
+        return [Stopwatch, Reading, Held]
 
 
 async def comfy_entrypoint() -> StopwatchExtension:

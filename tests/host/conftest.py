@@ -14,22 +14,17 @@ from tests.host.graphs import miniature_graph
 from tests.host.models import write_models
 from tests.host.server import ComfyInstall, ComfyServer, lay_out
 
-_REASON = pytest.StashKey[str]()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if Path(__file__).parent in item.path.parents]
     for item in ours:
         item.add_marker(pytest.mark.host)
+        # One process runs them all, so that there is one ComfyUI, whatever other processes do beside it.
+        item.add_marker(pytest.mark.xdist_group("host"))
     if ours and isinstance(found := ComfyInstall.find(), str):
-        config.stash[_REASON] = found
         for item in ours:
-            item.add_marker(pytest.mark.skip(reason=found))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if reason := config.stash.get(_REASON, None):
-        terminalreporter.write_line(f"!!! HOST SUITE SKIPPED, nothing was tried in ComfyUI: {reason}", red=True)
+            item.add_marker(pytest.mark.skip(reason=f"HOST SUITE SKIPPED, nothing was tried in ComfyUI: {found}"))
 
 
 @pytest.fixture(scope="session")

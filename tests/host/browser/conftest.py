@@ -14,21 +14,14 @@ from tests.host.browser.editor import Editor, find_chromium
 from tests.host.server import PACK_ROOT, ComfyServer
 
 PICTURES = PACK_ROOT / "output" / "browser"
-_REASON = "no Chromium on the PATH and none in CHROMIUM_PATH"
-_SKIPPED = pytest.StashKey[bool]()
+_REASON = "BROWSER SUITE SKIPPED, nobody looked at the editor: no Chromium on the PATH and none in CHROMIUM_PATH"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if Path(__file__).parent in item.path.parents]
     if ours and find_chromium() is None:
-        config.stash[_SKIPPED] = True
         for item in ours:
             item.add_marker(pytest.mark.skip(reason=_REASON))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash.get(_SKIPPED, False):
-        terminalreporter.write_line(f"!!! BROWSER SUITE SKIPPED, nobody looked at the editor: {_REASON}", red=True)
 
 
 @pytest.fixture(scope="session")
