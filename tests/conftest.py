@@ -45,7 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One loud line for every suite that was left out as a whole; here, where also the parent of test processes is."""
-    skipped = {str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ())}
+    reports = terminalreporter.stats.get("skipped", ())
+    skipped = {str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports}
     for reason in sorted(reason for reason in skipped if " SUITE SKIPPED" in reason):
         terminalreporter.write_line(f"!!! {reason}", red=True)
 

@@ -15,7 +15,6 @@ from tests.host.models import write_models
 from tests.host.server import ComfyInstall, ComfyServer, lay_out
 
 
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if Path(__file__).parent in item.path.parents]
     for item in ours:
