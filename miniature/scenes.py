@@ -8,7 +8,6 @@ ever, on every machine, and no clip of training ever shows it; each word by itse
 
 import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -144,13 +143,6 @@ def draw_scene(rng: Random, *, held_out: bool = False, motions: tuple[str, ...] 
     )
     room = [max(_MARGIN - extent, 0.0) for extent in reach(scene)]
     return replace(scene, place=(rng.uniform(-1, 1) * room[0], rng.uniform(-1, 1) * room[1]))
-
-
-def draw_scenes(seed: int, *, held_out: bool = False) -> Iterator[Scene]:
-    """An endless stream of scenes."""
-    rng = Random(seed)
-    while True:
-        yield draw_scene(rng, held_out=held_out)
 
 
 def reach(scene: Scene) -> tuple[float, float]:

@@ -1,8 +1,7 @@
-"""From a checkpoint into a module: parameter by parameter, straight to the device and the dtype it will have there.
+"""From a checkpoint into a module's parameters: straight into the memory and the dtype that they will have.
 
-The peak is the module's own size and a few megabytes (`stream.py`). A module is either filled or left as it was:
-whatever ends a load early (a damaged file, no memory, an interrupt raised by `on_progress`) puts back the parameters
-that stood there.
+Beyond that memory a few megabytes are needed (`stream.py`). Whose memory it is, and what becomes of it when something
+ends a load early (a damaged file, an interrupt raised by `on_progress`), is its owner's concern (`offload.weights`).
 """
 
 from collections.abc import Callable, Mapping
@@ -21,41 +20,6 @@ from .stream import Reader, empty
 # Changes a parameter on its way: the float32 value from the file -> the float32 value that is rounded and stored.
 Edit = Callable[[Tensor], Tensor]
 _NO_EDITS: Mapping[str, Edit] = MappingProxyType({})
-
-
-def load_module(
-    module: nn.Module,
-    checkpoint: Checkpoint,
-    dtype_of: Callable[[str], torch.dtype],
-    device: torch.device | str,
-    on_progress: Callable[[int, int], None] | None = None,
-    edits: Mapping[str, Edit] = _NO_EDITS,
-) -> None:
-    """Give every parameter of `module` (mostly on the meta device) its value from the checkpoint.
-
-    The module's parameter names are the official ones. dtype_of: official name -> dtype on the device. on_progress is
-    called with (bytes done, bytes in all) of the file after each tensor; it may raise. edits: by official name, for
-    parameters that are not stored as they are read. Raises `CheckpointError` where names or shapes do not match, before
-    anything is read.
-    """
-    before = dict(module.named_parameters())
-    wanted = _matched(before, checkpoint)
-    total = sum(info.nbytes for info in wanted.values())
-    done, complete = 0, False
-    try:
-        # Ordinary tensors, also where a run in inference mode asks for them: they outlive it.
-        with torch.inference_mode(mode=False), checkpoint.reader() as reader:
-            for name, info in _in_file_order(wanted):
-                value = _read(reader, info, device, dtype_of(name), edits.get(name))
-                _put(module, name, nn.Parameter(value, requires_grad=False))
-                done += info.nbytes
-                if on_progress is not None:
-                    on_progress(done, total)
-        complete = True
-    finally:
-        if not complete:
-            for name, parameter in before.items():
-                _put(module, name, parameter)
 
 
 class ParameterSource:
@@ -78,7 +42,9 @@ class ParameterSource:
     ) -> None:
         """Read some parameters, by name, into contiguous tensors of their shapes, of any float dtype and device.
 
-        Raises `CheckpointError` where names or shapes of the whole module do not match, before anything is read.
+        on_progress is called with (bytes done, bytes in all) of the file after each tensor; it may raise. edits: by
+        name, for parameters that are not stored as they are read. Raises `CheckpointError` where names or shapes of the
+        whole module do not match, before anything is read.
         """
         if self._infos is None:
             self._infos = _matched(dict(self._module.named_parameters()), self._checkpoint)
@@ -145,8 +111,3 @@ def _unexpected(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> lis
         if all(table.from_official(name) for name in parameters):
             return [name for name in checkpoint.tensors if name not in parameters and table.from_official(name)]
     return []
-
-
-def _put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(owner), leaf, parameter)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.unit.checkpoint.loading import load
 from wan_core.bench import random_weights
 from wan_core.bench.random_weights import fill, fill_module, moments, random_checkpoint
 from wan_core.checkpoint.inventory import text_encoder_shapes, transformer_shapes, vae_shapes
-from wan_core.checkpoint.load import load_module
 from wan_core.errors import CheckpointError
 from wan_core.specs import T2V_A14B_TRANSFORMER, UMT5_XXL, WAN21_VAE
 
@@ -78,7 +78,7 @@ def test_a_checkpoint_without_a_file_is_loaded_like_one():
         module = nn.ModuleDict({"q": nn.Linear(16, 8)})
     checkpoint = random_checkpoint({"q.weight": (8, 16), "q.bias": (8,)})
     seen = []
-    load_module(module, checkpoint, lambda name: torch.bfloat16, "cpu", lambda done, total: seen.append((done, total)))
+    load(module, checkpoint, lambda name: torch.bfloat16, on_progress=lambda done, total: seen.append((done, total)))
     assert torch.equal(module["q"].weight.float(), drawn("q.weight", 8, 16))
     assert seen == [(256, 272), (272, 272)]
 
@@ -87,4 +87,4 @@ def test_a_checkpoint_of_another_shape_is_refused_as_a_file_would_be():
     with torch.device("meta"):
         module = nn.ModuleDict({"q": nn.Linear(16, 8)})
     with pytest.raises(CheckpointError, match=r"'random weights' holds 1 tensor of another shape"):
-        load_module(module, random_checkpoint({"q.weight": (8, 9), "q.bias": (8,)}), lambda name: torch.float32, "cpu")
+        load(module, random_checkpoint({"q.weight": (8, 9), "q.bias": (8,)}), lambda name: torch.float32)

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.unit.checkpoint.loading import load
 from wan_core.attention.backends import BACKENDS
 from wan_core.checkpoint.inventory import Shapes, text_encoder_shapes, transformer_shapes, vae_shapes
-from wan_core.checkpoint.load import load_module
 from wan_core.checkpoint.read import Checkpoint, open_checkpoint
 from wan_core.models.t5 import Umt5Encoder
 from wan_core.models.transformer import WanTransformer
@@ -74,7 +74,7 @@ def loaded_vae(source: Path | Checkpoint) -> WanVae:
 
 def _loaded(module: torch.nn.Module, source: Path | Checkpoint) -> torch.nn.Module:
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    load_module(module, checkpoint, lambda name: torch.float32, "cpu")
+    load(module, checkpoint, lambda name: torch.float32)
     return module.eval()
 
 

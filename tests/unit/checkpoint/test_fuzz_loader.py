@@ -19,10 +19,10 @@ from torch import Tensor
 
 from tests.unit.checkpoint import scaled_files as scaled
 from tests.unit.checkpoint.gguf_files import write_gguf
+from tests.unit.checkpoint.loading import load
 from tests.unit.checkpoint.models import draw_transformer
 from tests.unit.checkpoint.synthetic import raw_file, write_shards
 from wan_core.checkpoint.identify import identify
-from wan_core.checkpoint.load import load_module
 from wan_core.checkpoint.read import open_checkpoint
 from wan_core.checkpoint.transformer import transformer_spec
 from wan_core.errors import CheckpointError
@@ -93,7 +93,7 @@ def comes_through(path: Path) -> bool:
     try:
         checkpoint = open_checkpoint(path)
         transformer_spec(checkpoint)
-        load_module(module, checkpoint, lambda name: torch.bfloat16, "cpu")
+        load(module, checkpoint, lambda name: torch.bfloat16)
     except CheckpointError as error:
         assert "\n" not in str(error) and len(str(error)) < 600
         assert all(parameter.is_meta for parameter in module.parameters())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.bench_load import host
+from tests.unit.checkpoint.loading import load
 from tests.unit.checkpoint.synthetic import (
     TEXT_ENCODER,
     TRANSFORMER,
@@ -20,7 +21,6 @@ from tests.unit.checkpoint.synthetic import (
     write,
     write_shards,
 )
-from wan_core.checkpoint.load import load_module
 from wan_core.checkpoint.read import open_checkpoint
 from wan_core.errors import CheckpointError, Interrupted
 from wan_core.models.t5 import Umt5Encoder
@@ -49,7 +49,7 @@ def test_every_parameter_gets_its_tensor(tmp_path: Path, layout: str) -> None:
         prefix = "model.diffusion_model." if layout == "prefixed" else ""
         path = write(tmp_path / "expert.safetensors", prefixed(tensors, prefix))
     module = transformer()
-    load_module(module, open_checkpoint(path), as_float32, "cpu")
+    load(module, open_checkpoint(path), as_float32)
     loaded = dict(module.named_parameters())
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
@@ -61,18 +61,17 @@ def test_a_text_encoder_in_the_names_of_transformers(tmp_path: Path) -> None:
     path = write(tmp_path / "umt5.safetensors", hugging_face(tensors))
     with torch.device("meta"):
         module = Umt5Encoder(TEXT_ENCODER)
-    load_module(module, open_checkpoint(path), as_float32, "cpu")
+    load(module, open_checkpoint(path), as_float32)
     assert all(torch.equal(parameter, tensors[name]) for name, parameter in module.named_parameters())
 
 
 def test_dtypes_are_chosen_by_name(tmp_path: Path) -> None:
     tensors = expert_tensors()
     module = transformer()
-    load_module(
+    load(
         module,
         open_checkpoint(write(tmp_path / "expert.safetensors", tensors)),
         lambda name: torch.float32 if wants_float32(name) else torch.bfloat16,
-        "cpu",
     )
     for name, parameter in module.named_parameters():
         assert parameter.dtype == (torch.float32 if wants_float32(name) else torch.bfloat16)
@@ -84,14 +83,14 @@ def test_pieces_smaller_than_a_tensor_join_up(tmp_path: Path, monkeypatch: pytes
     tensors = expert_tensors()
     module = transformer()
     checkpoint = open_checkpoint(write(tmp_path / "expert.safetensors", tensors))
-    load_module(module, checkpoint, lambda name: torch.float64, "cpu")
+    load(module, checkpoint, lambda name: torch.float64)
     assert all(torch.equal(parameter, tensors[name].double()) for name, parameter in module.named_parameters())
 
 
 def test_loaded_in_inference_mode_the_parameters_are_ordinary(tmp_path: Path) -> None:
     module = transformer()
     with torch.inference_mode():
-        load_module(module, open_checkpoint(write(tmp_path / "e.safetensors", expert_tensors())), as_float32, "cpu")
+        load(module, open_checkpoint(write(tmp_path / "e.safetensors", expert_tensors())), as_float32)
     assert not any(parameter.is_inference() for parameter in module.parameters())
     module.to(torch.float16)
 
@@ -99,7 +98,7 @@ def test_loaded_in_inference_mode_the_parameters_are_ordinary(tmp_path: Path) ->
 def test_progress_ends_at_the_size_of_the_file(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write(tmp_path / "expert.safetensors", expert_tensors()))
     seen: list[tuple[int, int]] = []
-    load_module(transformer(), checkpoint, as_float32, "cpu", lambda done, total: seen.append((done, total)))
+    load(transformer(), checkpoint, as_float32, on_progress=lambda done, total: seen.append((done, total)))
     assert len(seen) == len(checkpoint.tensors)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert {total for _, total in seen} == {checkpoint.nbytes} and seen[-1][0] == checkpoint.nbytes
@@ -114,21 +113,20 @@ def test_an_interrupt_leaves_nothing_half_loaded(tmp_path: Path) -> None:
             raise Interrupted("stopped while loading")
 
     with pytest.raises(Interrupted):
-        load_module(module, checkpoint, as_float32, "cpu", stop)
+        load(module, checkpoint, as_float32, on_progress=stop)
     assert all(parameter.is_meta for parameter in module.parameters())
-    load_module(module, checkpoint, as_float32, "cpu")
+    load(module, checkpoint, as_float32)
     assert not any(parameter.is_meta for parameter in module.parameters())
 
 
-def test_a_shard_that_goes_away_while_loading_leaves_the_module_as_it_was(tmp_path: Path) -> None:
+def test_a_shard_that_goes_away_while_loading_leaves_nothing_half_loaded(tmp_path: Path) -> None:
     tensors = expert_tensors()
     folder = write_shards(tmp_path / "expert", tensors)
-    checkpoint, module = open_checkpoint(folder), transformer()
-    load_module(module, checkpoint, as_float32, "cpu")
+    checkpoint, module, seen = open_checkpoint(folder), transformer(), []
     (folder / "diffusion_pytorch_model-00003-of-00003.safetensors").unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_module(module, checkpoint, lambda name: torch.bfloat16, "cpu")
-    assert all(torch.equal(parameter, tensors[name]) for name, parameter in module.named_parameters())
+        load(module, checkpoint, as_float32, on_progress=lambda done, total: seen.append(done))
+    assert seen and all(parameter.is_meta for parameter in module.parameters())
 
 
 def broken(change: str) -> dict[str, torch.Tensor]:
@@ -160,7 +158,7 @@ def test_what_does_not_fit_is_told_before_anything_is_read(tmp_path: Path, chang
     checkpoint = open_checkpoint(write(tmp_path / "expert.safetensors", broken(change)))
     module = transformer()
     with pytest.raises(CheckpointError) as caught:
-        load_module(module, checkpoint, as_float32, "cpu", lambda done, total: pytest.fail("something was read"))
+        load(module, checkpoint, as_float32, on_progress=lambda done, total: pytest.fail("something was read"))
     assert fragment in str(caught.value)
     assert all(parameter.is_meta for parameter in module.parameters())
 
@@ -169,7 +167,7 @@ def test_other_models_in_the_same_file_do_not_disturb(tmp_path: Path) -> None:
     tensors = expert_tensors()
     full = prefixed(tensors, "model.diffusion_model.") | prefixed(vae_tensors(), "first_stage_model.")
     module = transformer()
-    load_module(module, open_checkpoint(write(tmp_path / "full.safetensors", full)), as_float32, "cpu")
+    load(module, open_checkpoint(write(tmp_path / "full.safetensors", full)), as_float32)
     assert all(torch.equal(parameter, tensors[name]) for name, parameter in module.named_parameters())
 
 
@@ -177,9 +175,7 @@ def test_parameters_of_the_module_itself(tmp_path: Path) -> None:
     with torch.device("meta"):
         module = nn.Linear(3, 2)
     weight, bias = torch.randn(2, 3), torch.randn(2)
-    load_module(
-        module, open_checkpoint(write(tmp_path / "l.safetensors", {"weight": weight, "bias": bias})), as_float32, "cpu"
-    )
+    load(module, open_checkpoint(write(tmp_path / "l.safetensors", {"weight": weight, "bias": bias})), as_float32)
     assert torch.equal(module.weight, weight) and torch.equal(module.bias, bias)
 
 
@@ -187,9 +183,8 @@ def test_parameters_of_the_module_itself(tmp_path: Path) -> None:
 def test_straight_to_the_gpu(tmp_path: Path) -> None:
     tensors = expert_tensors()
     module = transformer()
-    load_module(
-        module, open_checkpoint(write(tmp_path / "e.safetensors", tensors)), lambda name: torch.bfloat16, "cuda:0"
-    )
+    checkpoint = open_checkpoint(write(tmp_path / "e.safetensors", tensors))
+    load(module, checkpoint, lambda name: torch.bfloat16, device="cuda:0")
     assert all(parameter.is_cuda for parameter in module.parameters())
     assert all(torch.equal(p.cpu(), tensors[name].bfloat16()) for name, p in module.named_parameters())
 
@@ -198,7 +193,7 @@ _MEASURE = """
 import sys, torch
 from pathlib import Path
 from torch import nn
-from wan_core.checkpoint.load import load_module
+from tests.unit.checkpoint.loading import load
 from wan_core.checkpoint.read import open_checkpoint
 
 def kilobytes(field):
@@ -211,7 +206,7 @@ for dtype in (torch.bfloat16, torch.float16):
         module = nn.ParameterDict({name: torch.empty(info.shape) for name, info in checkpoint.tensors.items()})
     Path("/proc/self/clear_refs").write_text("5")
     before = kilobytes("VmRSS")
-    load_module(module, checkpoint, lambda name: dtype, "cpu")
+    load(module, checkpoint, lambda name: dtype)
     size = sum(parameter.nbytes for parameter in module.parameters())
     print((kilobytes("VmHWM") - before) * 1024 / size)
     del module
