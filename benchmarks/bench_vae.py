@@ -31,7 +31,7 @@ from wan_core.kernels import vae as plain
 from wan_core.kernels.vae import VaeKernels
 from wan_core.models import vae21, vae_layers
 from wan_core.models.vae21 import WanVae
-from wan_core.models.vae_tiling import decode_bytes
+from wan_core.models.vae_memory import decode_bytes
 from wan_core.specs import WAN21_VAE
 
 SIZE_720P, QUARTER = (21, 90, 160), (5, 45, 80)
@@ -62,7 +62,7 @@ def ways() -> dict[str, Way]:
     except (ImportError, OSError) as error:
         print(f"no Triton: {type(error).__name__}: {error}")
         return found
-    windows = replace(TRITON, stacks=plain.never)
+    windows = replace(TRITON, forms=replace(TRITON.forms, stacks=plain.never))
     return found | {
         "Triton, windows of 2": Way(kernels=windows),
         "Triton, windows of 4": Way(kernels=windows, at_once=4),
@@ -133,7 +133,7 @@ def measure_decode(vae: WanVae, way: Way) -> dict[str, object]:
         cold = perf_counter() - start
         chunks: list[float] = []
         peak = peak_of(lambda: chunks.extend(time_chunks(vae, latent)))
-        predicted = decode_bytes(WAN21_VAE, SIZE_720P, 2, None, way.kernels.stacks)
+        predicted = decode_bytes(WAN21_VAE, SIZE_720P, 2, None, way.kernels.forms)
     later = median(chunks[2:])
     return {
         "seconds": chunks[0] + chunks[1] + (NUM_CHUNKS - 2) * later,

@@ -4,11 +4,13 @@ A component knows nothing of the experts: whoever keeps them on the device besid
 memory first (`run_plan.py`).
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from .activations import DTYPE_BYTES
 from .choices import choose_dtype, choose_vae_kernels
 from .footprint import (
+    DECODE_ROUNDING_BYTES,
     SLACK_BYTES,
     WORKSPACE_BYTES,
     frames_bytes,
@@ -17,17 +19,15 @@ from .footprint import (
     vae_bytes,
 )
 from .hardware import Hardware
-from .kernels.vae import STACKING
+from .kernels.vae import FORMS, VaeForms
 from .memory_plan import Part, Phase
-from .models.vae_tiling import Tile, decode_bytes, default_tile
+from .models.vae_memory import buffer_bytes, decode_bytes, default_tile
+from .models.vae_tiling import Tile
 from .placing import HOST_HEADROOM_BYTES, within_budget
 from .predict import decode_seconds
 from .profiles import OptimizationProfile
 from .report import Decision, gib
 from .specs import TextEncoderSpec, VaeSpec
-
-# One H200 held 0.2% more than the count at 1280x720x81 (2026-11-21).
-_ROUNDING = 1.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,18 +122,19 @@ def resolve_decode(
     hardware = within_budget(profile.offload, hardware)
     dtype, dtype_decision = choose_dtype("VAE precision", profile.vae.precision, hardware)
     kernels, kernels_decision = choose_vae_kernels(profile.fusion.kernels, dtype, hardware, profile)
-    stacks, itemsize = STACKING[kernels], DTYPE_BYTES[dtype]
+    forms, itemsize = FORMS[kernels], DTYPE_BYTES[dtype]
     weights = vae_bytes(spec, dtype)
-    aside = frames_bytes(spec, latent_size) + (WORKSPACE_BYTES if hardware.is_cuda else 0)
+    aside = spec.latent_channels * math.prod(latent_size) * DTYPE_BYTES["float32"]
+    aside += WORKSPACE_BYTES + DECODE_ROUNDING_BYTES if hardware.is_cuda else 0
 
     def working(tile: Tile | None) -> int:
-        return aside + int(decode_bytes(spec, latent_size, itemsize, tile, stacks) * _ROUNDING)
+        return aside + _decoding_bytes(spec, latent_size, itemsize, tile, forms)
 
     tile, reason = None, ""
     whole = weights + working(None) + SLACK_BYTES
     if profile.vae.tiling == "on" or (profile.vae.tiling == "auto" and whole > hardware.free_memory):
         room = hardware.free_memory - weights - aside - SLACK_BYTES
-        tile = default_tile(spec, latent_size, itemsize, int(room / _ROUNDING), stacks=stacks) or Tile()
+        tile = default_tile(spec, latent_size, itemsize, room, forms=forms) or Tile()
         reason = f"whole frames need {gib(whole)}, {gib(hardware.free_memory)} are free"
     # Tiles differ from whole frames by at most 1e-3 of the norm, where their overlaps are blended.
     tiling = Decision(
@@ -157,3 +158,18 @@ def resolve_decode(
         decisions=(dtype_decision, kernels_decision, tiling),
         seconds=None if rate is None else decode_seconds(spec, latent_size, rate, kernels),
     )
+
+
+def _decoding_bytes(
+    spec: VaeSpec, latent_size: tuple[int, int, int], itemsize: int, tile: Tile | None, forms: VaeForms
+) -> int:
+    """Live tensors of a decode with its frames on their way to the host.
+
+    Whole frames leave while the next chunk is decoded. In tiles they leave when all is done, and are then brought into
+    their form beside the buffers: float32, a second time, as they go, and those before them.
+    """
+    _, height, width = latent_size
+    frames, live = frames_bytes(spec, latent_size), decode_bytes(spec, latent_size, itemsize, tile, forms)
+    if tile is None or tile.covers(height, width):
+        return live + frames
+    return max(live, buffer_bytes(spec, latent_size, itemsize) + 4 * frames)

@@ -22,6 +22,8 @@ FIXED_SEGMENTS_SHARE = 0.4
 WORKSPACE_BYTES = 64 << 20
 # Sampling beside that: the rounding of some twenty activations, keys and values of the text while they are made.
 ROUNDING_BYTES = 192 << 20
+# A decode holds some forty tensors of more than 10 MiB, and each may take 1 MiB more than it has (`allocated`).
+DECODE_ROUNDING_BYTES = 48 << 20
 # Latents that live while a forward runs: the one it was given, the solver's history of three, the same of the step
 # before in case this one has to be redone, the first of two velocities, the noise, and what watchers hold.
 _NUM_LATENTS = 16
@@ -83,10 +85,10 @@ def text_forward_bytes(spec: TextEncoderSpec, dtype: str) -> int:
 
 
 def frames_bytes(spec: VaeSpec, latent_size: tuple[int, int, int]) -> int:
-    """A chunk of frames on its way to the host: in float32, rounded, as bytes, and the chunk before it as bytes."""
+    """A chunk of frames on its way to the host, in float32 (as ComfyUI's IMAGE has them)."""
     in_time, *in_space = spec.stride
     _, height, width = latent_size
-    return 3 * in_time * height * width * math.prod(in_space) * (4 + 4 + 1 + 1)
+    return 3 * in_time * height * width * math.prod(in_space) * 4
 
 
 def latents_bytes(spec: TransformerSpec, latent_size: tuple[int, int, int], batch: int) -> int:

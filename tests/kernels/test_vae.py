@@ -109,7 +109,7 @@ def built(kernels: VaeKernels, dtype: torch.dtype) -> WanVae:
 def test_a_decode_and_an_encode_err_as_plain_pytorch_does() -> None:
     size = (2, 3) if IS_INTERPRETED else (20, 28)
     latent, video = draw(2, 16, 3, *size).to(DEVICE), draw(1, 3, 9, 8 * size[0], 8 * size[1], seed=1).to(DEVICE)
-    kernels = (plain.TORCH, TRITON, replace(TRITON, stacks=plain.never))
+    kernels = (plain.TORCH, TRITON, replace(TRITON, forms=replace(TRITON.forms, stacks=plain.never)))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact = built(plain.TORCH, torch.float64)
         decoded, encoded = exact.decode(latent.double()), exact.encode(video.double())

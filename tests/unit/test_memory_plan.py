@@ -7,10 +7,12 @@ import pytest
 
 from tests.unit.test_plan import CPU, H200, HD, MINIATURE, SMALL
 from wan_core.activations import ForwardShape, forward_bytes
+from wan_core.component_plan import resolve_decode
 from wan_core.errors import InputError, OutOfMemoryError
 from wan_core.footprint import SLACK_BYTES, allocated, expert_sizes
 from wan_core.hardware import Hardware
 from wan_core.memory_plan import Phase
+from wan_core.models.vae_tiling import Tile
 from wan_core.placement import Placement
 from wan_core.plan import resolve
 from wan_core.profiles import OptimizationProfile, preset
@@ -93,6 +95,21 @@ def test_streaming_takes_the_fewest_blocks_that_fit():
     assert more.binding.placement == Placement(policy="stream", streamed_blocks=blocks + 1)
     block = expert_sizes(T2V_A14B_TRANSFORMER, "bfloat16").block
     assert plan.weight_bytes - more.weight_bytes == block
+
+
+@pytest.mark.parametrize(
+    ("free", "size", "tile", "measured"),
+    [
+        (100, (21, 90, 160), None, 7195802112),
+        (5, (21, 90, 160), Tile(height=90, width=64), 3704965632),
+        (100, (21, 60, 104), None, 3286313472),
+    ],
+)
+def test_the_decode_is_predicted_as_measured_on_an_h200(free, size, tile, measured):
+    """`bench_memory`, 2026-11-21. Of what is above, 32 MiB are a second workspace, 48 the rests of fixed segments."""
+    plan = resolve_decode(preset("auto"), card(free), WAN21_VAE, size)
+    assert plan.tile == tile
+    assert 1.01 < plan.phase.peak_bytes / measured < 1.03
 
 
 def test_buffers_of_streamed_blocks_are_gone_when_the_vae_decodes():

@@ -162,6 +162,6 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 TRITON = replace(
-    vae.TORCH, name="triton", activate=activate, push=push, stacks=vae.STACKING["triton"], add=add,
+    vae.TORCH, name="triton", activate=activate, push=push, forms=vae.FORMS["triton"], add=add,
     prepare=vae.merged_weight, enlarge=enlarge_merged,
 )  # fmt: skip

@@ -20,6 +20,18 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VaeForms:
+    """What becomes of the convolutions, which is all that a prediction of memory asks.
+
+    stacks(channels): whether convolutions of so many channels run over planes, in two dimensions.
+    merges: whether an upsampling is one with the convolution behind it, and its doubled pixels never exist.
+    """
+
+    stacks: Callable[[int], bool]
+    merges: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VaeKernels:
     """What a VAE is built with; `name` is for reports.
 
@@ -27,7 +39,7 @@ class VaeKernels:
     bias, which is the one that the convolution before has left to do.
     push(x, bias, gamma, planes): the same of one frame x (B, C, 1, H, W), as the last of three frames that stand side
     by side as channels, (B, 3 C, H, W); the first of them goes.
-    stacks(channels): whether convolutions of so many channels run over such planes, in two dimensions.
+    forms: which convolutions run over such planes, and whether `enlarge` doubles pixels.
     add(h, bias, x): h + bias + x in the memory of h.
     prepare(weight): a 3x3 kernel (O, C, 3, 3) in the form in which `enlarge` wants it; once per run.
     enlarge(frames, weight, bias): a 3x3 convolution over twice the rows and columns, (F, C, H, W) -> (F, O, 2H, 2W).
@@ -36,7 +48,7 @@ class VaeKernels:
     name: str
     activate: Callable[[Tensor, Tensor | None, Tensor, Tensor], None]
     push: Callable[[Tensor, Tensor | None, Tensor, Tensor], None]
-    stacks: Callable[[int], bool]
+    forms: VaeForms
     add: Callable[[Tensor, Tensor, Tensor], Tensor]
     prepare: Callable[[Tensor], Tensor]
     enlarge: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -75,8 +87,10 @@ def beside_tiles(num_channels: int) -> bool:
     return num_channels % 64 != 0
 
 
-# The rule by the name of kernels, for plans, which load none.
-STACKING = MappingProxyType({"off": never, "triton": beside_tiles})
+# By the name of kernels, for plans, which load none.
+FORMS = MappingProxyType(
+    {"off": VaeForms(stacks=never, merges=False), "triton": VaeForms(stacks=beside_tiles, merges=True)}
+)
 
 
 def add(h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
@@ -132,5 +146,5 @@ def enlarge_merged(frames: Tensor, merged: Tensor, bias: Tensor) -> Tensor:
 
 
 TORCH = VaeKernels(
-    name="torch", activate=activate, push=push, stacks=STACKING["off"], add=add, prepare=as_it_is, enlarge=enlarge
+    name="torch", activate=activate, push=push, forms=FORMS["off"], add=add, prepare=as_it_is, enlarge=enlarge
 )

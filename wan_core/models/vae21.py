@@ -159,7 +159,7 @@ class Decoder(nn.Module):
         layers = list(self.upsamples)
         low, split = self._num_low_rate, self._num_before_last
         at_once, at_once_last = FRAMES_AT_ONCE, FRAMES_AT_ONCE
-        if self.kernels.stacks(self._last_channels):
+        if self.kernels.forms.stacks(self._last_channels):
             at_once, at_once_last = FRAMES_AT_ONCE_BEFORE, 1
         parts, waiting = [], list(_run(layers[:low], features, cache).split(at_once, dim=2))
         # Taken out one by one, so that the first layer to run over some is the last to hold them.

@@ -143,7 +143,7 @@ def activated(
     x: Tensor, bias: Tensor | None, norm: RmsNorm, conv: CausalConv3d, kernels: VaeKernels, cache: FeatureCache
 ) -> Tensor:
     """What `conv` runs over: silu(norm(x + bias)) behind the frames before it, or beside them."""
-    if cache.keeps and kernels.stacks(conv.in_channels):
+    if cache.keeps and kernels.forms.stacks(conv.in_channels):
         planes = cache.planes(conv, x)
         kernels.push(x, bias, norm.gamma, planes)
         return planes
@@ -183,7 +183,7 @@ class ResidualBlock(nn.Module):
 
     def _frames_at_once(self, x: Tensor) -> int:
         convs = self.residual["2"], self.residual["6"]
-        return 1 if any(self.kernels.stacks(conv.in_channels) for conv in convs) else x.shape[2]
+        return 1 if any(self.kernels.forms.stacks(conv.in_channels) for conv in convs) else x.shape[2]
 
 
 class AttentionBlock(nn.Module):
@@ -226,7 +226,7 @@ class Head(nn.ModuleDict):
 
     def forward(self, x: Tensor, cache: FeatureCache) -> Tensor:
         norm, conv = self.values()
-        at_once = 1 if self.kernels.stacks(conv.in_channels) else x.shape[2]
+        at_once = 1 if self.kernels.forms.stacks(conv.in_channels) else x.shape[2]
         parts = [
             conv(activated(part, None, norm, conv, self.kernels, cache), cache) for part in x.split(at_once, dim=2)
         ]

@@ -1,4 +1,4 @@
-"""The VAE in overlapping spatial tiles, for frames that do not fit whole; and how much memory a decode takes.
+"""The VAE in overlapping spatial tiles, for frames that do not fit whole; what they save is in `vae_memory`.
 
 What is tiled: only the convolutions between the video and the latent's resolution, which hold nearly all the memory
 (`WanVae.decode_outer`, `encode_outer`). The middle with its attention over the frame is small and runs on whole frames,
@@ -24,21 +24,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..kernels.vae import TORCH
-from ..specs import VaeSpec, video_frames
-from .vae21 import (
-    FRAMES_AT_ONCE,
-    FRAMES_AT_ONCE_BEFORE,
-    Level,
-    Stage,
-    WanVae,
-    decoder_levels,
-    run_chunks,
-    video_chunks,
-)
+from ..specs import video_frames
+from .vae21 import Stage, WanVae, run_chunks, video_chunks
 
-# Which convolutions run over planes, by their channels (`VaeKernels.stacks`).
-Stacks = Callable[[int], bool]
 # Called with the chunks done and to do, over all tiles; what it raises ends the work.
 Progress = Callable[[int, int], None]
 
@@ -188,142 +176,3 @@ def _run_patches(
             target[:, :, frames, rows.target, columns.target].addcmul_(coded, weights)
             start, done = frames.stop, done + 1
             on_progress(done, len(patches) * len(chunks))
-
-
-def decode_bytes(
-    spec: VaeSpec,
-    latent_size: tuple[int, int, int],
-    dtype_bytes: int,
-    tile: Tile | None = None,
-    stacks: Stacks = TORCH.stacks,
-) -> int:
-    """Peak bytes of live tensors, above the weights, while one latent of size (T, H, W) is decoded chunk by chunk.
-
-    With a tile, for `decode_tiled_chunks` and with its buffers. stacks: the rule of the kernels that the VAE is built
-    with. Not counted: workspaces of the convolution library, the allocator's slack, the score matrix where attention is
-    not fused, and the chunks that the caller keeps.
-    """
-    num_latent_frames, height, width = latent_size
-    memory = _Memory(spec=spec, single=num_latent_frames == 1, stacks=stacks)
-    inner, outer = memory.inner(), memory.outer()
-    if tile is None or tile.covers(height, width):
-        return dtype_bytes * height * width * max(inner, memory.inner_cached() + outer)
-    in_time, *in_space = spec.stride
-    features = spec.dim * spec.dim_multipliers[-1] * num_latent_frames
-    video = 3 * video_frames(num_latent_frames, in_time) * math.prod(in_space)
-    # First the inner part fills the features (a list, then one tensor), then the tiles turn them into the video.
-    first = height * width * (inner + 2 * features)
-    then = height * width * (features + video) + min(tile.height, height) * min(tile.width, width) * outer
-    return dtype_bytes * max(first, then)
-
-
-def default_tile(
-    spec: VaeSpec,
-    latent_size: tuple[int, int, int],
-    dtype_bytes: int,
-    budget_bytes: int,
-    *,
-    overlap: int = 16,
-    stacks: Stacks = TORCH.stacks,
-) -> Tile | None:
-    """`None` if a latent of size (T, H, W) decodes whole within the budget; else the tile that wastes least and fits.
-
-    Where nothing fits, the tile that needs least: compare its `decode_bytes` with the budget.
-    """
-    if decode_bytes(spec, latent_size, dtype_bytes, None, stacks) <= budget_bytes:
-        return None
-    _, height, width = latent_size
-    tiles = {
-        Tile(height=tall, width=wide, overlap=overlap): down * tall * across * wide
-        for down, tall in _divisions(height, overlap)
-        for across, wide in _divisions(width, overlap)
-    }
-    fitting = [tile for tile in tiles if decode_bytes(spec, latent_size, dtype_bytes, tile, stacks) <= budget_bytes]
-    if fitting:
-        return min(fitting, key=tiles.__getitem__)
-    return min(tiles, key=lambda tile: tile.height * tile.width)
-
-
-def _divisions(size: int, overlap: int) -> list[tuple[int, int]]:
-    """Ways to cover `size` by 1, 2, 3, ... tiles of equal length that share `overlap`: (number, length)."""
-    ways = ((number, math.ceil((size + (number - 1) * overlap) / number)) for number in range(1, size + 1))
-    return [(number, max(length, 2 * overlap)) for number, length in ways if number == 1 or length >= 2 * overlap]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Memory:
-    """Elements alive at the peak, per latent position: everything in the decoder is proportional to the frame's area.
-
-    single: an image, which needs no caches.
-    """
-
-    spec: VaeSpec
-    single: bool
-    stacks: Stacks
-
-    def inner_cached(self) -> int:
-        spec = self.spec
-        return 0 if self.single else 2 * (spec.latent_channels + 4 * spec.dim * spec.dim_multipliers[-1])
-
-    def inner(self) -> int:
-        """Attention is the widest here: x, its norm, q, k, v, what was attended, and the sum."""
-        return 7 * self.spec.dim * self.spec.dim_multipliers[-1] + self.inner_cached()
-
-    def outer(self) -> int:
-        """The caches of all convolutions, the widest layer with what waits for it, and a chunk of video."""
-        levels = decoder_levels(self.spec)
-        in_time, *in_space = self.spec.stride
-        chunk = 2 * 3 * (1 if self.single else in_time) * math.prod(in_space)
-        widest = max(self._layer(level, levels) + self._waiting(level, levels) for level in levels)
-        return self._cached(levels) + widest + chunk + levels[0].channels + self.spec.latent_channels
-
-    def _cached(self, levels: Sequence[Level]) -> int:
-        if self.single:
-            return 0
-        cached = self._past(levels[-1].channels) * levels[-1].rows ** 2
-        for level in levels:
-            rest = (2 * self.spec.num_res_blocks + 1) * self._past(level.channels)
-            time_conv = 2 * level.channels if level.upsample == "space-time" else 0
-            cached += (self._past(level.in_channels) + rest + time_conv) * level.rows**2
-        return cached
-
-    def _past(self, num_channels: int) -> int:
-        return (3 if self.stacks(num_channels) else 2) * num_channels
-
-    def _at_once(self, level: Level) -> int:
-        """Frames that a level takes together."""
-        last = decoder_levels(self.spec)[-1]
-        if self.single or level.frames < self.spec.stride[0]:
-            return 1 if self.single else level.frames
-        if not self.stacks(last.channels):
-            return min(FRAMES_AT_ONCE, level.frames)
-        return 1 if level == last else min(FRAMES_AT_ONCE_BEFORE, level.frames)
-
-    def _waiting(self, level: Level, levels: Sequence[Level]) -> int:
-        """Frames that this level and the one before it have not come to yet."""
-        full_rate = [each for each in levels if each.frames == self.spec.stride[0]]
-        if self.single or level not in full_rate:
-            return 0
-        first, at_once = full_rate[0], self._at_once(full_rate[0])
-        waiting = first.frames * first.in_channels * first.rows**2 if at_once < first.frames else 0
-        if level == levels[-1] and self._at_once(level) < at_once:
-            before = levels[-2]
-            waiting += at_once * before.channels * before.rows**2
-        return waiting
-
-    def _layer(self, level: Level, levels: Sequence[Level]) -> int:
-        """The wider of a residual block (x, window, result) and an upsampling (x, its enlargement, half the channels).
-
-        The last upsampling belongs to the last level, whose frames it takes as that does.
-        """
-        frames = self._at_once(level)
-        past = 0 if self.single or self.stacks(level.channels) else 2
-        widest = (3 * frames + past) * level.channels * level.rows**2
-        if level == levels[-1]:
-            return max(widest, self._upsampling(levels[-2], frames))
-        return widest if level == levels[-2] else max(widest, self._upsampling(level, frames))
-
-    def _upsampling(self, level: Level, frames: int) -> int:
-        """x, twice the frames of it where there are, their enlargement, and half the channels of that."""
-        frames_of_x = 1 + 2 + 2 * (4 + 2) if level.upsample == "space-time" and not self.single else 1 + 4 + 2
-        return frames_of_x * frames * level.channels * level.rows**2

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..activations import DTYPE_BYTES
 from ..errors import OutOfMemoryError
 from ..hardware import Hardware
-from ..models.vae_tiling import Tile, decode_bytes, default_tile
+from ..models.vae_memory import decode_bytes, default_tile
+from ..models.vae_tiling import Tile
 from ..plan import ExecutionPlan, resolve
 from ..profiles import OptimizationProfile
 from ..report import Decision, Report

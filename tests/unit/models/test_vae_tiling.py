@@ -1,6 +1,4 @@
-"""Tiles: their geometry, their seams, the contract of chunks and progress, and predicted against counted memory."""
-
-from dataclasses import replace
+"""Tiles: their geometry, their seams, the contract of chunks and progress."""
 
 import pytest
 import torch
@@ -10,21 +8,14 @@ from torch import Tensor
 
 from tests.unit.models.random_vae import draw, random_vae, smooth_latent
 from wan_core.errors import InputError
-from wan_core.kernels.vae import TORCH, VaeKernels, beside_tiles
-from wan_core.live_bytes import LiveBytes
 from wan_core.models.vae21 import WanVae
-from wan_core.models.vae_layers import CausalConv3d
 from wan_core.models.vae_tiling import (
     Tile,
-    decode_bytes,
     decode_tiled_chunks,
-    default_tile,
     encode_tiled,
     spans,
 )
-from wan_core.specs import WAN21_VAE
 
-SIZE_720P = (21, 90, 160)
 SMALL_TILE = Tile(height=4, width=4, overlap=2)
 # Three eighths of this are more than the 12.25 latent rows that the decoder's convolutions reach.
 EXACT_OVERLAP = 34
@@ -190,65 +181,3 @@ def test_tiles_in_bfloat16() -> None:
     tiled = decode_tiled(vae, latent, Tile(height=12, width=12, overlap=6))
     assert tiled.dtype == torch.bfloat16
     assert relative_error(tiled.float(), vae.decode(latent).float()) <= 0.1
-
-
-def nothing(x: Tensor, bias: Tensor | None, gamma: Tensor, out: Tensor) -> None:
-    """What a fused kernel that writes in place is on the meta device."""
-
-
-PLANES = replace(TORCH, stacks=beside_tiles, activate=nothing, push=nothing)
-
-
-@pytest.mark.parametrize("frames", [1, 2, 5])
-@pytest.mark.parametrize("tile", [None, Tile(height=20, width=24, overlap=8), Tile(height=40, width=40)])
-@pytest.mark.parametrize("kernels", [TORCH, PLANES], ids=["windows", "planes"])
-def test_predicted_memory_is_what_lives(frames: int, tile: Tile | None, kernels: VaeKernels) -> None:
-    """The released model on the meta device; only a score matrix that a device would not have is kept out by size."""
-    with torch.device("meta"):
-        vae = WanVae(WAN21_VAE, kernels).bfloat16()
-        latent = torch.empty(1, 16, frames, 24, 40)
-    with LiveBytes() as counted:
-        for _ in vae.decode_chunks(latent) if tile is None else decode_tiled_chunks(vae, latent, tile):
-            pass
-    predicted = decode_bytes(WAN21_VAE, (frames, 24, 40), 2, tile, kernels.stacks)
-    # Over planes the weights of the last level are held in a second form, which is nothing beside real frames.
-    convs = [each for each in vae.decoder.modules() if isinstance(each, CausalConv3d) and each.in_channels == 96]
-    forms = sum(conv.weight.nbytes for conv in convs) if kernels is PLANES and frames > 1 else 0
-    assert 1 <= (predicted + forms) / counted.peak <= 1.06
-
-
-def test_predicted_memory_at_720p() -> None:
-    """Below the 8.0 and 10.4 GB that ComfyUI and the reference were measured at, of which 0.25 GB are weights."""
-    whole = decode_bytes(WAN21_VAE, SIZE_720P, 2)
-    assert 6.0e9 < whole < 6.3e9
-    assert whole < decode_bytes(WAN21_VAE, SIZE_720P, 2, None, beside_tiles) < 7e9
-    assert decode_bytes(WAN21_VAE, SIZE_720P, 4) == 2 * whole
-    assert decode_bytes(WAN21_VAE, SIZE_720P, 2, Tile()) < 0.4 * whole
-
-
-@pytest.mark.parametrize("gigabytes", [1.3, 2, 3, 5])
-def test_default_tile_wastes_least(gigabytes: float) -> None:
-    """Of all tiles within the budget none decodes fewer latent rows and columns twice."""
-    budget = int(gigabytes * 1e9)
-    _, height, width = SIZE_720P
-    chosen = default_tile(WAN21_VAE, SIZE_720P, 2, budget)
-    assert chosen is not None
-    assert decode_bytes(WAN21_VAE, SIZE_720P, 2, chosen) <= budget
-
-    def along(size: int, length: int) -> int:
-        return length * len(spans(size, length, chosen.overlap, source=1, target=1))
-
-    tall = {length: along(height, length) for length in range(2 * chosen.overlap, height + 1)}
-    wide = {length: along(width, length) for length in range(2 * chosen.overlap, width + 1)}
-    tiles = [Tile(height=rows, width=columns) for rows in tall for columns in wide]
-    fitting = [tile for tile in tiles if decode_bytes(WAN21_VAE, SIZE_720P, 2, tile) <= budget]
-    least = min(tall[tile.height] * wide[tile.width] for tile in fitting)
-    assert tall[chosen.height] * wide[chosen.width] == least
-
-
-def test_default_tile_at_the_ends() -> None:
-    assert default_tile(WAN21_VAE, SIZE_720P, 2, 10**10) is None
-    least = default_tile(WAN21_VAE, SIZE_720P, 2, 10**8)
-    assert least is not None
-    assert decode_bytes(WAN21_VAE, SIZE_720P, 2, least) > 10**8
-    assert decode_bytes(WAN21_VAE, SIZE_720P, 2, least) <= 1.2e9

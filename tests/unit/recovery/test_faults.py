@@ -10,7 +10,8 @@ from torch import Tensor
 from tests.unit.recovery.conftest import NUM_STEPS, Fault, StepRecorder, held_bytes, out_of_memory
 from wan_core.errors import Interrupted, NonFiniteError, OutOfMemoryError
 from wan_core.hooks import Silent
-from wan_core.models.vae_tiling import Tile, decode_bytes
+from wan_core.models.vae_memory import decode_bytes
+from wan_core.models.vae_tiling import Tile
 from wan_core.pipeline import RunPlan, WanPipeline
 from wan_core.profiles import preset
 from wan_core.recovery.journal import Journal
