@@ -9,6 +9,7 @@ minute with few blocks; this is the whole thing for one of them.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from wan_core.measure import measured_phase
 from wan_core.pipeline import WanPipeline
 from wan_core.profiles import preset
 from wan_core.recipes import SampleRequest, VideoSize, recipe
-from wan_core.report import Report
+from wan_core.report import Report, StepTiming
 
 GIB = 2**30
 
@@ -30,7 +31,9 @@ def main() -> int:
     parser.add_argument("--preset", default="24gb")
     parser.add_argument("--size", default="1280x720x81")
     parser.add_argument("--limit", type=float, help="GiB (default: the number in the preset's name)")
-    parser.add_argument("--steps", type=int, default=4, help="at shift 5: half of them by each expert")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="half of them by each expert; the cost of the switch wants 4"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("this needs an NVIDIA GPU")
@@ -56,10 +59,20 @@ def main() -> int:
     print(f"peak of what was reserved, in the last phase: {torch.cuda.max_memory_reserved() / GIB:.2f} GiB")
     for step in report.steps:
         print(f"step {step.index + 1}, {step.expert} noise: {step.seconds:.2f} s")
+    print(switch_line(report.steps))
     measured = max(report.peak_bytes[name] for name in report.predicted_bytes)
     predicted = max(report.predicted_bytes.values())
     print(f"predicted {predicted / GIB:.2f} GiB, measured {measured / GIB:.2f}: {predicted / measured - 1:+.2%}")
     return 0 if 0 <= predicted / measured - 1 <= 0.05 else 1
+
+
+def switch_line(steps: Sequence[StepTiming]) -> str:
+    """What the steps around the switch between the experts take beyond normal ones, of which the last is one."""
+    after = next((index for index, step in enumerate(steps) if step.expert != steps[0].expert), None)
+    if after is None or after == len(steps) - 1:
+        return "the switch: not measured, the second expert needs two steps or more"
+    cost = steps[after - 1].seconds + steps[after].seconds - 2 * steps[-1].seconds
+    return f"the switch costs {cost:+.2f} s (steps {after} and {after + 1}, compared with step {len(steps)})"
 
 
 if __name__ == "__main__":

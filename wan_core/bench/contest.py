@@ -96,6 +96,9 @@ class Contest:
             outcome = self._enter(candidate, row, group)
             yield
             if outcome == "no room" and len(group) > 1:
+                self._say(
+                    f"{self._part}: {row.name} waits until {_names(group[1:])} has made room beside {_names(group[:1])}"
+                )
                 self._take_turns(group)
                 yield
                 del group[1:]
@@ -223,6 +226,10 @@ def _check_room(others: Sequence[Row], device: str) -> None:
     short = allocated(device) + needed - _USABLE * capacity(device)
     if short > 0:
         raise OutOfMemoryError(f"{short / 2**30:.1f} GiB too little for the others to run beside its weights")
+
+
+def _names(group: Sequence[_Entry]) -> str:
+    return " and ".join(entry.row.name for entry in group)
 
 
 def _first_line(error: BaseException) -> str:

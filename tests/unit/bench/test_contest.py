@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.bench.fakes import TASK, Fake, failing, out_of_memory
 from wan_core.bench import contest as module
-from wan_core.bench.contest import Conduct, Contest
+from wan_core.bench.contest import Conduct, Contest, Say
 from wan_core.bench.result import Row
 from wan_core.bench.torch_settings import TorchSettings
 from wan_core.errors import OutOfMemoryError, UnsupportedError
@@ -15,8 +15,8 @@ from wan_core.errors import OutOfMemoryError, UnsupportedError
 QUICK = Conduct(repeats=2, breakdown=False)
 
 
-def held(*fakes: Fake, conduct: Conduct = QUICK, part: str = "step") -> dict[str, Row]:
-    contest = Contest(part, TASK, conduct, lambda line: None)
+def held(*fakes: Fake, conduct: Conduct = QUICK, part: str = "step", say: Say = lambda line: None) -> dict[str, Row]:
+    contest = Contest(part, TASK, conduct, say)
     for _ in contest.run(fakes):
         pass
     return {row.name: row for row in contest.result.rows}
@@ -52,7 +52,9 @@ def test_who_takes_no_part_has_no_row():
 
 def test_who_does_not_fit_beside_all_runs_beside_the_first():
     log, fakes = trio()
-    rows = held(*fakes[:2], Fake("c", log, builds=[out_of_memory()]))
+    said: list[str] = []
+    rows = held(*fakes[:2], Fake("c", log, builds=[out_of_memory()]), say=said.append)
+    assert "step: c waits until b has made room beside a" in said
     assert log[4:] == [
         "build c", "run a", "run b", "run a", "run b",
         "build c", "run c", "run a", "run c", "run a", "run c",

@@ -10,6 +10,7 @@ from wan_core.bench.peers.reference import ReferenceCandidate
 from wan_core.errors import InputError, UnsupportedError
 
 COMMIT = "783545f689a0c1d2e3f405162738495a6b7c8d9e"
+KNOWN, UNKNOWN = f"commit {COMMIT[:12]}", "a copy that does not tell its commit"
 
 
 def checkout(root: Path, **files: str) -> Path:
@@ -23,12 +24,12 @@ def checkout(root: Path, **files: str) -> Path:
 @pytest.mark.parametrize(
     ("files", "commit"),
     [
-        ({"HEAD": COMMIT}, COMMIT[:12]),
-        ({"HEAD": "ref: refs/heads/main", "refs__heads__main": COMMIT}, COMMIT[:12]),
-        ({"HEAD": "ref: refs/heads/main", "packed-refs": f"# pack-refs\n{COMMIT} refs/heads/main"}, COMMIT[:12]),
-        ({"HEAD": "ref: refs/heads/main", "packed-refs": f"{COMMIT} refs/heads/other"}, "unknown commit"),
-        ({"HEAD": "ref: refs/heads/main"}, "unknown commit"),
-        ({}, "unknown commit"),
+        ({"HEAD": COMMIT}, KNOWN),
+        ({"HEAD": "ref: refs/heads/main", "refs__heads__main": COMMIT}, KNOWN),
+        ({"HEAD": "ref: refs/heads/main", "packed-refs": f"# pack-refs\n{COMMIT} refs/heads/main"}, KNOWN),
+        ({"HEAD": "ref: refs/heads/main", "packed-refs": f"{COMMIT} refs/heads/other"}, UNKNOWN),
+        ({"HEAD": "ref: refs/heads/main"}, UNKNOWN),
+        ({}, UNKNOWN),
     ],
 )
 def test_commit(tmp_path, files, commit):

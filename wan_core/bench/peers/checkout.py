@@ -18,14 +18,14 @@ def check_checkout(root: Path, marker: str, what: str) -> Path:
 
 
 def commit_of(root: Path) -> str:
-    """The commit a checkout is at, as far as its files tell: twelve hexadecimal digits, or "unknown commit"."""
+    """The commit a checkout is at, in twelve hexadecimal digits, or that its files do not tell."""
     git = root / ".git"
     try:
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
         commit = _commit_of_branch(git, head.removeprefix("ref: ")) if head.startswith("ref: ") else head
     except OSError:
         commit = ""
-    return commit[:12] or "unknown commit"
+    return f"commit {commit[:12]}" if commit else "a copy that does not tell its commit"
 
 
 def _commit_of_branch(git: Path, branch: str) -> str:
