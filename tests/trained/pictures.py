@@ -5,12 +5,15 @@
 A stored latent is what the profile `reference` makes on a CPU: float32, PyTorch's math attention.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from miniature.judge import Reading
+from wan_core.checkpoint.experts import ExpertPair
 from wan_core.checkpoint.find import find_model
 from wan_core.pipeline import WanPipeline
 from wan_core.profiles import preset
@@ -24,10 +27,11 @@ LATENTS = Path(__file__).parent / "latents"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """One video: the words, and how it is made."""
+    """One video: the words, what they say, and how it is made."""
 
     name: str
     prompt: str
+    says: Reading
     seed: int
     recipe: str
     size: VideoSize
@@ -44,22 +48,38 @@ class Picture:
 _SIZE = VideoSize(width=128, height=128, num_frames=33)
 PICTURES = (
     Picture(
-        name="red_circle", prompt="a large red circle moving right on a black background", seed=1, recipe="draft",
+        name="red_circle",
+        prompt="a large red circle moving right on a black background",
+        says=Reading(colour="red", shape="circle", count=1, motion="right"),
+        seed=1,
+        recipe="draft",
         size=_SIZE,
     ),
     Picture(
-        name="green_squares", prompt="two green squares falling on a beige background", seed=2, recipe="preview",
+        name="green_squares",
+        prompt="two green squares falling on a beige background",
+        says=Reading(colour="green", shape="square", count=2, motion="down"),
+        seed=2,
+        recipe="preview",
         size=VideoSize(width=128, height=128, num_frames=17),
     ),
-)  # fmt: skip
+)
 
 
-def make(picture: Picture, profile: str, *, boundary: float | None = None) -> tuple[WanPipeline, SampleResult]:
-    """The video's latent as a profile makes it here; with another boundary than the recipe's where one is given."""
+def make(
+    picture: Picture,
+    profile: str,
+    *,
+    boundary: float | None = None,
+    experts: Callable[[ExpertPair], ExpertPair] | None = None,
+) -> tuple[WanPipeline, SampleResult]:
+    """The video's latent as a profile makes it here; with another boundary or other experts where they are given."""
     request = picture.request
     if boundary is not None:
         request = replace(request, recipe=request.recipe.with_changes(boundary=boundary))
     pipeline = WanPipeline(find_model(MODEL), preset(profile))
+    if experts is not None:
+        pipeline.pair = experts(pipeline.pair)
     plan = pipeline.plan(request, picture.size)
     conditioning = pipeline.encode(plan, picture.prompt, report=Report())
     return pipeline, pipeline.sample(plan, conditioning)
