@@ -91,7 +91,7 @@ def train_experts(
 ) -> tuple[MovingAverage, bool]:
     """Train until done or until the deadline; the averages so far, and whether they are final. Resumes."""
     options = settings.experts
-    pace = Pace(options.seconds, options.num_steps)
+    pace = Pace(options.num_steps)
     optimiser = Optimiser(trainee.modules, options.learning_rate, options.weight_decay)
     average = MovingAverage(trainee.modules, options.ema_decay)
     if state := store.load("experts", machine):
@@ -102,15 +102,7 @@ def train_experts(
         average.load_state_dict(state["average"])
         pace.restore(state["pace"])
     generator = torch.Generator(machine.device)
-
-    def step() -> dict[str, Tensor]:
-        loss = {
-            f"loss_{expert.value}": value for expert, value in step_losses(trainee, bank, options, machine, generator)
-        }
-        norm = optimiser.step(sum(loss.values()))
-        average.update()
-        return loss | {"gradient": norm}
-
+    step = ExpertStep(trainee, bank, options, machine, optimiser, average, generator)
     captured = CapturedStep(step, generator, captures=machine.records)
     while not pace.finished and not deadline.passed(_SAVE_RESERVE):
         generator.manual_seed(settings.seed * 1_000_003 + pace.step)
@@ -124,6 +116,26 @@ def train_experts(
     state = {"optimiser": optimiser.state_dict(), "average": average.state_dict(), "pace": pace.state()}
     store.save("experts", {"modules": modules, **state})
     return average, pace.finished
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStep:
+    """One step of training, as it is recorded: all on the device, waiting for nothing."""
+
+    trainee: Trainee
+    bank: Bank
+    options: ExpertTraining
+    machine: Machine
+    optimiser: Optimiser
+    average: MovingAverage
+    generator: torch.Generator
+
+    def __call__(self) -> dict[str, Tensor]:
+        losses = step_losses(self.trainee, self.bank, self.options, self.machine, self.generator)
+        loss = {f"loss_{expert.value}": value for expert, value in losses}
+        norm = self.optimiser.step(sum(loss.values()))
+        self.average.update()
+        return loss | {"gradient": norm}
 
 
 def step_losses(

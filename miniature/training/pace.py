@@ -4,17 +4,16 @@ import math
 import time
 from dataclasses import dataclass, field
 
-# Steps that compile and search for algorithms after a start or a change of shapes: no share of the phase's time.
+# Steps that compile and search for algorithms after a start or a change of shapes: the log leaves their time out.
 _UNTIMED_STEPS = 6
 _LEAST_RATE = 0.01
 
 
 @dataclass(slots=True)
 class Pace:
-    """Progress of a phase by steps, or by seconds of training where no number of steps is given."""
+    """Progress of a phase by steps, and the seconds that they took, compiling left out."""
 
-    seconds: float
-    num_steps: int | None
+    num_steps: int
     step: int = 0
     spent: float = 0.0
     _began: float | None = field(default=None, repr=False)
@@ -24,8 +23,7 @@ class Pace:
     @property
     def progress(self) -> float:
         """Share of the phase that is done, 0 to 1."""
-        done = self.spent / self.seconds if self.num_steps is None else self.step / self.num_steps
-        return min(done, 1.0)
+        return min(self.step / self.num_steps, 1.0)
 
     @property
     def finished(self) -> bool:
@@ -41,7 +39,7 @@ class Pace:
             self.spent = self._base + time.perf_counter() - self._began
 
     def expect_compilation(self) -> None:
-        """What comes next has other shapes: its first steps are no share of the time either."""
+        """What comes next has other shapes: the time of its first steps is left out, too."""
         self._steps_here, self._began = 0, None
 
     def rate(self, warmup_steps: int) -> float:

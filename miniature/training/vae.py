@@ -66,7 +66,7 @@ def train_vae(
     if state := store.load(VAE_DONE, machine):
         vae.load_state_dict(state)
         return vae
-    pace = Pace(options.seconds, options.num_steps)
+    pace = Pace(options.num_steps)
     optimiser = Optimiser({"vae": vae}, options.learning_rate)
     if state := store.load("vae", machine):
         vae.load_state_dict(state["vae"])

@@ -123,10 +123,13 @@ def saturate(x: Tensor) -> Tensor:
 def relative_buckets(length: int, spec: TextEncoderSpec, device: torch.device) -> Tensor:
     """(L, L) int64: the bucket of each (query, key) distance, those of keys ahead of the query in the upper half."""
     per_side = spec.num_buckets // 2
-    edges = torch.tensor(bucket_edges(per_side, spec.max_distance), device=device)
     position = torch.arange(length, device=device)
     ahead = position[None, :] - position[:, None]
-    return torch.bucketize(ahead.abs(), edges, right=True) - 1 + per_side * (ahead > 0)
+    distance, bucket = ahead.abs(), per_side * (ahead > 0)
+    # Edges as numbers, not as a tensor: a copy to the device would make it wait, and cannot be recorded.
+    for edge in bucket_edges(per_side, spec.max_distance)[1:]:
+        bucket += distance >= edge
+    return bucket
 
 
 def bucket_edges(per_side: int, max_distance: int) -> list[int]:

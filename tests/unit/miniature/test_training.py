@@ -13,28 +13,27 @@ from torch import Tensor
 from miniature.clips import ClipSize, paint
 from miniature.train import Run, train
 from miniature.training.bank import Bank
-from miniature.training.captured import CapturedStep
 from miniature.training.experts import (
     Trainee,
     flow_loss,
     new_trainee,
     sigma_range,
     step_losses,
-    train_experts,
     validation_losses,
 )
 from miniature.training.export import take_up
 from miniature.training.initial import init_vae
 from miniature.training.journal import Journal
-from miniature.training.machine import Architecture, Machine
+from miniature.training.machine import Machine
 from miniature.training.optimiser import MovingAverage, Optimiser, orthogonalised
 from miniature.training.pace import Deadline, Pace
-from miniature.training.settings import SMOKE, ExpertTraining, Settings
+from miniature.training.settings import FULL, FULL_MINUTES, SMOKE, ExpertTraining
 from miniature.training.store import Store
 from miniature.training.text import UNCONDITIONAL, padded_attention, token_rows
 from miniature.training.vae import VAE_DONE, clip_source, fold_statistics, losses, new_vae
 from miniature.training.whole_clip import WholeClip
 from miniature.vocabulary import train_vocabulary
+from tests.unit.miniature.toy import CAPTIONS, MACHINE, TOY, toy_bank, toy_settings, train_toy
 from wan_core.attention.backends.sdpa import ANY
 from wan_core.checkpoint.find import find_model
 from wan_core.models.t5 import encode_prompts
@@ -48,35 +47,14 @@ from wan_core.sampling.loop import denoise
 from wan_core.sampling.noise import to_model_space
 from wan_core.sampling.schedule import make_schedule, shift_sigma
 from wan_core.sampling.solvers import SOLVERS
-from wan_core.specs import DEFAULT_NEGATIVE_PROMPT, Expert, TextEncoderSpec, TransformerSpec, VaeSpec
+from wan_core.specs import DEFAULT_NEGATIVE_PROMPT, Expert
 
-TOY = Architecture(
-    transformer=TransformerSpec(dim=64, ffn_dim=128, num_heads=2, num_layers=2, in_dim=16, out_dim=16, text_dim=64),
-    vae=VaeSpec(dim=8),
-    text_encoder=TextEncoderSpec(
-        vocab_size=1024, dim=64, attention_dim=64, ffn_dim=128, num_heads=2, num_layers=2
-    ),
-)  # fmt: skip
-MACHINE = Machine(device=torch.device("cpu"), architecture=TOY)
-CAPTIONS = ("a red circle moving left", "a blue circle moving left", "a red square rising", "two green stars spinning")
 ATTEND = ANY.load()
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.from_bytes(train_vocabulary(TOY.text_encoder.vocab_size))
-
-
-def toy_settings(num_steps: int) -> Settings:
-    experts = ExpertTraining(num_steps=num_steps, batch=16, wrong=0.0, learning_rate=3e-3, ema_decay=0.95)
-    return replace(SMOKE, warmup_steps=10, log_every=10, experts=experts)
-
-
-def toy_bank(tokenizer: Tokenizer) -> Bank:
-    """Four clips that differ in their mean, as colours do."""
-    generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(4, 16, 1, 1, 1, generator=generator) + 0.5 * torch.randn(4, 16, 2, 4, 4, generator=generator)
-    return Bank(latents, token_rows(tokenizer, CAPTIONS, 32).unsqueeze(1).to(torch.int16))
 
 
 class StepsDeadline(Deadline):
@@ -137,7 +115,7 @@ def test_the_vae_learns_a_clip_by_heart():
     clip, generator = WholeClip(vae), torch.Generator().manual_seed(0)
     source = clip_source("test", 8, MACHINE, MACHINE.compiled(paint))
     video = source.draw(generator, 4, ClipSize(5, 32, 32), 16)
-    optimiser, pace = Optimiser({"vae": vae}, 3e-3), Pace(seconds=1.0, num_steps=60)
+    optimiser, pace = Optimiser({"vae": vae}, 3e-3), Pace(num_steps=60)
     errors = []
     while not pace.finished:
         parts = losses(clip, video, generator)
@@ -234,8 +212,8 @@ def test_context_in_training_is_that_of_inference(tokenizer: Tokenizer):
     assert not inferred[:, 64:].any()
 
 
-def test_pace_follows_steps_or_time_and_comes_to_rest():
-    pace = Pace(seconds=1e9, num_steps=10)
+def test_pace_follows_steps_and_comes_to_rest():
+    pace = Pace(num_steps=10)
     rates = []
     while not pace.finished:
         rates.append(pace.rate(2))
@@ -246,17 +224,24 @@ def test_pace_follows_steps_or_time_and_comes_to_rest():
     assert rates[1:] == sorted(rates[1:], reverse=True)
 
 
-def test_a_pace_by_time_leaves_out_the_steps_that_compile():
-    pace = Pace(seconds=0.02, num_steps=None)
+def test_a_slow_machine_takes_as_many_steps_and_its_compiling_is_not_timed():
+    pace = Pace(num_steps=20)
     pace.restore({"step": 7, "spent": 0.01})
-    assert pace.progress == pytest.approx(0.5)
     for _ in range(6):
         time.sleep(0.003)
         pace.tick()
-    assert pace.progress == pytest.approx(0.5)
+    assert (pace.progress, pace.spent) == (13 / 20, 0.01)
     time.sleep(0.015)
     pace.tick()
-    assert pace.finished and pace.step == 14
+    assert pace.spent >= 0.025 and not pace.finished and pace.step == 14
+
+
+def test_minutes_are_numbers_of_steps():
+    half = FULL.within(FULL_MINUTES / 2)
+    assert FULL.within(FULL_MINUTES) == FULL
+    assert (half.vae.num_steps, half.experts.num_steps) == (995, 3015)
+    assert half.bank.num_clips == FULL.bank.num_clips // 2
+    assert FULL.within(0.001).experts.num_steps == 1
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 48), (2, 48, 16), (1, 20, 20)])
@@ -279,48 +264,6 @@ def test_the_average_follows_and_is_named_by_part():
     average.update()
     assert torch.allclose(average.of("low")["weight"], start + 0.1)
     assert average.of("high") == {}
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_recorded_step_is_the_step(device: str):
-    """Rates, random numbers and weights change from call to call, and a replay follows all of them."""
-
-    def train(*, captured: bool) -> list[float]:
-        torch.manual_seed(0)
-        layers = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8)).to(device)
-        optimiser, pace = Optimiser({"toy": layers}, 5e-2), Pace(seconds=1e9, num_steps=40)
-        average = MovingAverage({"toy": layers}, 0.9)
-        generator = torch.Generator(device)
-
-        def step() -> dict[str, Tensor]:
-            x = torch.randn(32, 8, generator=generator, device=device)
-            loss = (layers(x) - x.roll(1, dims=1)).square().mean()
-            gradient = optimiser.step(loss)
-            average.update()
-            return {"loss": loss, "gradient": gradient}
-
-        call, found = CapturedStep(step, generator) if captured else step, []
-        while not pace.finished:
-            generator.manual_seed(pace.step)
-            optimiser.set_pace(pace, 4)
-            average.set_step(pace.step)
-            found.append(float(call()["loss"].detach()))
-            pace.tick()
-        return [*found, *(float(value.sum()) for value in average.of("toy").values())]
-
-    plain, recorded = train(captured=False), train(captured=True)
-    assert plain[39] < 0.7 * plain[0]
-    assert recorded == pytest.approx(plain, rel=1e-4, abs=1e-5)
-
-
-def train_toy(
-    settings: Settings, tokenizer: Tokenizer, folder: Path, deadline: Deadline
-) -> tuple[Trainee, MovingAverage, bool]:
-    trainee = new_trainee(settings, tokenizer, MACHINE)
-    journal = Journal(folder / "log.jsonl")
-    bank = toy_bank(tokenizer)
-    average, done = train_experts(settings, trainee, bank, MACHINE, Store(folder), journal, deadline)
-    return trainee, average, done
 
 
 def test_a_resumed_training_equals_one_without_a_break(tokenizer: Tokenizer, tmp_path: Path):
