@@ -8,7 +8,7 @@ from ..wan_core.component_plan import ComponentPlan, resolve_decode
 from ..wan_core.estimate import Knowledge, decode_parts, learn
 from ..wan_core.frames import fractions, on_host
 from ..wan_core.profiles import OptimizationProfile, preset
-from ..wan_core.recovery.ladder import decode_down_the_ladder, smaller_tiles
+from ..wan_core.recovery.ladder import code_down_the_ladder, smaller_tiles
 from ..wan_core.report import Report
 from ..wan_core.specs import video_frames
 from . import host, live, native, saved_runs
@@ -66,10 +66,11 @@ def _decode(vae: VaeHandle, samples: Tensor, plan: ComponentPlan, hooks: live.No
     shape = (batch, video_frames(num_latent_frames), height * 8, width * 8, 3)
     device = host.result_device()
     images = empty(shape, device=device)
-    smaller = smaller_tiles(vae.spec, tuple(samples.shape[2:]), plan.dtype)
+    smaller = smaller_tiles(plan, vae.spec, tuple(samples.shape[2:]))
     # One video at a time, as the plan counts: a batch would take as many times the memory, and no less time.
     for video, latent in zip(images, samples.split(1), strict=True):
-        chunks = decode_down_the_ladder(
+        chunks = code_down_the_ladder(
+            "decode",
             lambda tile, latent=latent: vae.ready(plan, hooks.on_load).decode_chunks(latent, tile, hooks),
             plan.tile,
             smaller,

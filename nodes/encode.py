@@ -2,13 +2,14 @@
 
 from comfy_api.latest import io
 from einops import rearrange
-from torch import Tensor, zeros
+from torch import Tensor, cat, zeros
 
 from ..wan_core.component_plan import resolve_decode, resolve_text
 from ..wan_core.errors import InputError
 from ..wan_core.estimate import Knowledge, learn, text_parts
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import FRAME_STEP, MAX_SIDE, SIZE_STEP, VideoSize
+from ..wan_core.recovery.ladder import code_down_the_ladder, smaller_tiles
 from ..wan_core.report import Report
 from ..wan_core.specs import DEFAULT_NEGATIVE_PROMPT, T2V_A14B
 from . import host, live, native
@@ -133,7 +134,8 @@ class EncodeVideo(io.ComfyNode):
             node_id="WanVelocityEncode",
             display_name="Wan VAE Encode",
             category="Wan Velocity",
-            description="Encodes the frames of one video to a latent in raw VAE space, for video to video.",
+            description="Encodes the frames of one video to a latent in raw VAE space, for video to video; in tiles "
+            "where whole frames do not fit.",
             search_aliases=["vae encode", "video to latent", "vid2vid"],
             inputs=[
                 io.Image.Input("images", tooltip="4n + 1 frames of one video; width and height multiples of 16."),
@@ -153,8 +155,17 @@ class EncodeVideo(io.ComfyNode):
         # A fourth channel is alpha, which a video has no use for.
         video = rearrange(images[..., :3], "T H W C -> 1 C T H W").mul(2.0).sub(1.0)
         with host.interruptible():
-            latent = vae.ready(plan, hooks.on_load).encode(video, hooks)
-        return io.NodeOutput({"samples": latent.to(host.result_device())})
+            chunks = code_down_the_ladder(
+                "encode",
+                lambda tile: vae.ready(plan, hooks.on_load).encode_chunks(video, tile, hooks),
+                plan.tile,
+                smaller_tiles(plan, vae.spec, size.latent_size),
+                Report(),
+                host.free_device,
+                hooks.on_warning,
+            )
+            latent = cat([chunk.float().to(host.result_device()) for chunk in chunks], dim=2)
+        return io.NodeOutput({"samples": latent})
 
 
 def _side(name: str, default: int) -> io.Int.Input:

@@ -44,7 +44,10 @@ SETTINGS = MappingProxyType(
             "compile.mode",
             "torch.compile of the transformer block, in place of fused kernels; the first step of a new size is slow.",
         ),
-        "vae_tiling": ("vae.tiling", "Decode whole frames or overlapping tiles. auto: tiles where frames do not fit."),
+        "vae_tiling": (
+            "vae.tiling",
+            "The VAE takes whole frames or overlapping tiles. auto: tiles where frames do not fit.",
+        ),
         "vae_precision": ("vae.precision", "Dtype of the VAE."),
         "quality": (
             "quality",

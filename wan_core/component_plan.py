@@ -35,6 +35,7 @@ class ComponentPlan:
     """Where and in which dtype the text encoder or the VAE runs; `tile` is `None` for whole frames.
 
     kernels: what the VAE is built with, by name; `strict` where other ones in their place are refused.
+    may_shrink_tiles: whether the VAE goes on in smaller tiles where memory runs out.
     """
 
     device: str
@@ -47,6 +48,7 @@ class ComponentPlan:
     streamed_blocks: int = 0
     kernels: str = "off"
     strict: bool = False
+    may_shrink_tiles: bool = True
 
     @property
     def peak_bytes(self) -> int:
@@ -117,7 +119,8 @@ def resolve_decode(
 ) -> ComponentPlan:
     """Decide how the VAE runs on a latent (T, H, W): whole frames where they fit, else in tiles.
 
-    The videos of a batch are decoded one after the other.
+    The videos of a batch are decoded one after the other. What fits a decode fits the encode of the same video, which
+    takes about 0.7 of its memory.
     """
     hardware = within_budget(profile.offload, hardware)
     dtype, dtype_decision = choose_dtype("VAE precision", profile.vae.precision, hardware)
@@ -155,6 +158,7 @@ def resolve_decode(
         tile=tile,
         kernels=kernels,
         strict=profile.on_unsupported == "error",
+        may_shrink_tiles=profile.on_unsupported != "error" and profile.vae.tiling != "off",
         decisions=(dtype_decision, kernels_decision, tiling),
         seconds=None if rate is None else decode_seconds(spec, latent_size, rate, kernels),
     )

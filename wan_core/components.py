@@ -19,7 +19,7 @@ from .models.t5 import Umt5Encoder, encode_prompts
 from .models.tokenizer import Tokenizer
 from .models.transformer import WanTransformer
 from .models.vae21 import WanVae
-from .models.vae_tiling import Tile, decode_tiled_chunks
+from .models.vae_tiling import Tile, decode_tiled_chunks, encode_tiled
 from .offload.residency import KeepResident, Residency, TakeTurns
 from .offload.weights import Place, Weights
 from .pacing import Pacer
@@ -134,16 +134,20 @@ class Vae:
             return _watched(self._vae.decode_chunks(latent), latent.shape[2], hooks)
         return decode_tiled_chunks(self._vae, latent, tile, on_progress=_progress(hooks))
 
-    def encode(self, video: Tensor, hooks: RunHooks) -> Tensor:
-        """Latent (B, 16, T, H, W) in raw VAE space, float32 on the host."""
+    def encode_chunks(self, video: Tensor, tile: Tile | None, hooks: RunHooks) -> Iterator[Tensor]:
+        """Latent frames (B, 16, 1, H, W) as they are encoded, on the device; in tiles, all come when the last is done.
+
+        The video may wait on the host: it is taken to the device chunk by chunk.
+        """
         if video.shape[-1] % 16 or video.shape[-2] % 16:
             raise InputError(
                 f"video is {video.shape[-1]}x{video.shape[-2]}, expected multiples of 16; the nearest is "
                 f"{max(video.shape[-1] // 16, 1) * 16}x{max(video.shape[-2] // 16, 1) * 16}"
             )
         self._load(hooks)
-        chunks = self._vae.encode_chunks(video.to(self.weights.device))
-        return torch.cat(list(_watched(chunks, latent_frames(video.shape[2]), hooks)), dim=2).float().cpu()
+        if tile is None:
+            return _watched(self._vae.encode_chunks(video), latent_frames(video.shape[2]), hooks)
+        return iter(encode_tiled(self._vae, video, tile, on_progress=_progress(hooks)).split(1, dim=2))
 
     def _load(self, hooks: RunHooks) -> None:
         self.weights.to_device(lambda done, total: hooks.on_load("VAE", done, total))

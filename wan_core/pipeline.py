@@ -29,7 +29,7 @@ from .profiles import OptimizationProfile, preset
 from .recipes import SampleRequest, VideoSize
 from .recovery.identity import facts_of
 from .recovery.journal import Journal
-from .recovery.ladder import Ladder, decode_down_the_ladder, give_back, sample_down_the_ladder, smaller_tiles
+from .recovery.ladder import Ladder, code_down_the_ladder, give_back, sample_down_the_ladder, smaller_tiles
 from .recovery.state import Facts
 from .report import Report
 from .run_plan import Loaded, ModelSpecs, RunPlan, resolve_run
@@ -191,8 +191,9 @@ class WanPipeline:
         self._vae = self._vae or build_vae(plan.decode, self._vae_source)
         if not plan.keeps_experts:
             self._move_experts_away()
-        smaller = smaller_tiles(self._vae_source.spec, tuple(latent.shape[2:]), plan.decode.dtype)
-        yield from decode_down_the_ladder(
+        smaller = smaller_tiles(plan.decode, self._vae_source.spec, tuple(latent.shape[2:]))
+        yield from code_down_the_ladder(
+            "decode",
             lambda tile: self._vae.decode_chunks(latent, tile, hooks),
             plan.decode.tile,
             smaller,

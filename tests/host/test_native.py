@@ -1,5 +1,6 @@
 """Native nodes in our graph and our nodes against native ones, in float32 on the miniature model."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -114,9 +115,13 @@ def test_encode_equals_native_encode(graph: Prompt, saved: Saved) -> None:
     }
     graph["native vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": MINI_VAE}}
     graph["native encode"] = {"class_type": "VAEEncode", "inputs": {"pixels": images, "vae": ["native vae", 0]}}
-    found = saved(graph, {"ours": ("encode", 0), "native": ("native encode", 0)})
+    graph["tiles"] = {"class_type": "WanVelocityProfile", "inputs": {"preset": "auto", "vae_tiling": "on"}}
+    graph["tiled"] = copy.deepcopy(graph["encode"])
+    graph["tiled"]["inputs"]["profile"] = ["tiles", 0]
+    found = saved(graph, {"ours": ("encode", 0), "tiled": ("tiled", 0), "native": ("native encode", 0)})
     assert found["ours"].shape == (1, 16, 2, 8, 8)
     assert relative(found["ours"], found["native"]) <= 1e-3
+    assert relative(found["tiled"], found["ours"]) <= 1e-5  # one tile covers so small a frame
 
 
 def test_takes_native_text_of_the_real_width(both: Prompt, saved: Saved) -> None:

@@ -1,19 +1,20 @@
 """Out of memory: the steps down, each taken once, each in the report, and no finished step lost.
 
 Sampling: guidance passes one after the other; then the placement that the plan chooses for less memory, again and
-again, until the plan itself says that nothing fits. Decoding: smaller tiles. A profile without fallbacks gets none.
+again, until the plan itself says that nothing fits. The VAE: smaller tiles. A profile without fallbacks gets none.
 Every rung needs less memory than the one before, so the ladder ends.
 """
 
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..activations import DTYPE_BYTES
+from ..component_plan import ComponentPlan
 from ..errors import OutOfMemoryError
 from ..hardware import Hardware
 from ..models.vae_memory import decode_bytes, default_tile
@@ -25,10 +26,14 @@ from ..specs import TransformerSpec, VaeSpec
 from .journal import Journal
 
 Result = TypeVar("Result")
+Coding = Literal["decode", "encode"]
 
 # Topic of the decisions that the report has for each rung.
 OUT_OF_MEMORY = "out of memory"
-_DECODE_OUT_OF_MEMORY = "VAE decode after running out of memory"
+_CODING_OUT_OF_MEMORY: dict[Coding, str] = {
+    "decode": "VAE decode after running out of memory",
+    "encode": "VAE encode after running out of memory",
+}
 
 # Share of the memory of a plan that failed which the next one may plan with.
 _LESS = 0.85
@@ -98,15 +103,16 @@ def sample_down_the_ladder(
         plan = lower
 
 
-def decode_down_the_ladder(
-    decode: Callable[[Tile | None], Iterator[Tensor]],
+def code_down_the_ladder(
+    coding: Coding,
+    code: Callable[[Tile | None], Iterator[Tensor]],
     tile: Tile | None,
     smaller: Callable[[Tile | None], Tile | None],
     report: Report,
     free: Callable[[], None],
     tell: Callable[[str], None],
 ) -> Iterator[Tensor]:
-    """Chunks of `decode` with a tile, and with smaller ones where memory runs out; frames already given are not again.
+    """Chunks of `code` with a tile, and with smaller ones where memory runs out; frames already given are not again.
 
     Raises `OutOfMemoryError` in one sentence where no smaller tile is left.
     """
@@ -114,7 +120,7 @@ def decode_down_the_ladder(
     while True:
         seen = 0
         try:
-            for chunk in decode(tile):
+            for chunk in code(tile):
                 seen += chunk.shape[2]
                 if seen > num_given:
                     num_given = seen
@@ -127,13 +133,16 @@ def decode_down_the_ladder(
         free()
         lower = smaller(tile)
         if lower is None:
-            raise OutOfMemoryError(f"out of memory while decoding, also in the smallest tiles ({cause})")
+            raise OutOfMemoryError(
+                f"out of memory in the VAE's {coding} ({_tile_words(tile)}), and there is nothing left to step down to "
+                f"({cause})"
+            )
         report.decisions.append(
             Decision(
-                topic=_DECODE_OUT_OF_MEMORY,
+                topic=_CODING_OUT_OF_MEMORY[coding],
                 asked=_tile_words(tile),
                 chosen=_tile_words(lower),
-                reason=f"{num_given} frames were decoded",
+                reason=f"{num_given} frames were {coding}d",
                 quality="near",
             )
         )
@@ -141,11 +150,18 @@ def decode_down_the_ladder(
         tile = lower
 
 
-def smaller_tiles(spec: VaeSpec, latent_size: tuple[int, int, int], dtype: str) -> Callable[[Tile | None], Tile | None]:
-    """The tile below a tile (or below whole frames), for a latent (T, H, W); `None` below the smallest."""
-    itemsize = DTYPE_BYTES[dtype]
+def smaller_tiles(
+    plan: ComponentPlan, spec: VaeSpec, latent_size: tuple[int, int, int]
+) -> Callable[[Tile | None], Tile | None]:
+    """The tile below a tile (or below whole frames), for a latent (T, H, W); `None` below the smallest.
+
+    `None` below any where the plan's profile takes no smaller ones.
+    """
+    itemsize = DTYPE_BYTES[plan.dtype]
 
     def smaller(tile: Tile | None) -> Tile | None:
+        if not plan.may_shrink_tiles:
+            return None
         before = decode_bytes(spec, latent_size, itemsize, tile)
         lower = default_tile(spec, latent_size, itemsize, int(before * _SMALLER_TILES))
         return lower if lower and decode_bytes(spec, latent_size, itemsize, lower) < before else None
@@ -155,7 +171,7 @@ def smaller_tiles(spec: VaeSpec, latent_size: tuple[int, int, int], dtype: str) 
 
 def has_stepped_down(report: Report) -> bool:
     """Whether a run took a step down, so that its times say nothing about the next one."""
-    return any(decision.topic in (OUT_OF_MEMORY, _DECODE_OUT_OF_MEMORY) for decision in report.decisions)
+    return any(decision.topic in (OUT_OF_MEMORY, *_CODING_OUT_OF_MEMORY.values()) for decision in report.decisions)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from tests.unit.recovery.conftest import NUM_STEPS, Fault, StepRecorder, held_bytes, out_of_memory
+from wan_core.component_plan import resolve_decode
 from wan_core.errors import Interrupted, NonFiniteError, OutOfMemoryError
+from wan_core.hardware import Hardware
 from wan_core.hooks import Silent
 from wan_core.models.vae_memory import decode_bytes
 from wan_core.models.vae_tiling import Tile
@@ -22,6 +24,7 @@ from wan_core.sample import Conditioning
 from wan_core.specs import WAN21_VAE, Expert
 
 MakeJournal = Callable[..., Journal]
+SIZE_720P = (21, 90, 160)
 
 
 @pytest.fixture(autouse=True)
@@ -225,16 +228,23 @@ def test_out_of_memory_while_decoding_takes_smaller_tiles(
     assert rung.reason == f"{chunk} frames were decoded"
 
 
-def test_tiles_shrink_until_none_is_smaller() -> None:
-    smaller, tile, found = smaller_tiles(WAN21_VAE, (21, 90, 160), "bfloat16"), None, []
+def test_tiles_shrink_until_none_is_smaller(machine: Callable[..., Hardware]) -> None:
+    plan = resolve_decode(preset("auto"), machine("h200"), WAN21_VAE, SIZE_720P)
+    smaller, tile, found = smaller_tiles(plan, WAN21_VAE, SIZE_720P), None, []
     while tile := smaller(tile):
-        found.append(decode_bytes(WAN21_VAE, (21, 90, 160), 2, tile))
+        found.append(decode_bytes(WAN21_VAE, SIZE_720P, 2, tile))
     assert len(found) >= 3 and found == sorted(found, reverse=True) and found[-1] < 1.5 * 2**30
+
+
+@pytest.mark.parametrize("setting", [{"on_unsupported": "error"}, {"vae.tiling": "off"}])
+def test_a_profile_that_forbids_it_gets_no_smaller_tiles(machine: Callable[..., Hardware], setting: dict) -> None:
+    plan = resolve_decode(preset("auto").with_settings(setting), machine("h200"), WAN21_VAE, SIZE_720P)
+    assert smaller_tiles(plan, WAN21_VAE, SIZE_720P)(None) is None
 
 
 def test_a_decode_that_never_fits_ends_in_one_sentence(shared: WanPipeline, plan: RunPlan, monkeypatch) -> None:
     latent = torch.zeros(1, 16, 2, 6, 4)
     list(shared.decode_chunks(plan, latent))
     monkeypatch.setattr(shared._vae, "decode_chunks", lambda latent, tile, hooks: out_of_memory())
-    with pytest.raises(OutOfMemoryError, match="out of memory while decoding, also in the smallest tiles"):
+    with pytest.raises(OutOfMemoryError, match=r"VAE's decode \(whole frames\), and there is nothing left to step"):
         list(shared.decode_chunks(plan, latent))
