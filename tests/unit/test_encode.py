@@ -16,7 +16,8 @@ from wan_core.hooks import Silent
 from wan_core.kernels.vae import TORCH
 from wan_core.live_bytes import LiveBytes
 from wan_core.models.vae21 import WanVae
-from wan_core.models.vae_tiling import Tile, decode_bytes
+from wan_core.models.vae_memory import decode_bytes
+from wan_core.models.vae_tiling import Tile
 from wan_core.offload.weights import Weights
 from wan_core.profiles import preset
 from wan_core.recovery.ladder import code_down_the_ladder, smaller_tiles
