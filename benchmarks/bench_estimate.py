@@ -36,7 +36,7 @@ def main() -> None:
         if arguments.model is None:
             write_miniature(folder)
         clock = process_time if arguments.cpu_time else perf_counter
-        with patch("wan_core.report.perf_counter", clock), patch("wan_core.sample.perf_counter", clock):
+        with patch("wan_core.report.perf_counter", clock), patch("wan_core.steps.perf_counter", clock):
             kept = list(_runs(arguments, folder, Path(scratch, "video.mp4"), clock))
     if arguments.keep:
         lines = ",\n".join(json.dumps(run, separators=(",", ":")) for run in kept)

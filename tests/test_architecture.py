@@ -27,7 +27,7 @@ LAYERS = {
         "estimate", "footprint", "live", "lora_plan", "memory_plan", "native", "outlook", "placing", "plan", "predict",
         "recovery", "run_plan", "workload",
     },
-    "surface": {"__init__", "__main__", "bench", "cli", "pipeline", "sample"},
+    "surface": {"__init__", "__main__", "bench", "cli", "pipeline", "sample", "steps"},
 }  # fmt: skip
 # Mechanisms know tensors, never each other.
 NO_SIDEWAYS = "mechanisms"
