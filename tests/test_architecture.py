@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent
 # Unit (file or folder of wan_core) by layer, the most basic first. A new unit needs a place here.
 LAYERS = {
     "facts": {"errors", "files", "hooks", "placement", "profiles", "recipes", "report", "specs"},
-    "machine": {"allocator", "hardware", "host_ram", "history", "kernels", "live_bytes", "measure", "precision"},
+    "machine": {
+        "allocator", "hardware", "host_ram", "history", "kernels", "live_bytes", "measure", "meta", "precision",
+    },
     "mechanisms": {
         "attention", "compilation", "frames", "linear", "metrics", "offload", "pacing", "parallel", "step_cache",
         "video",

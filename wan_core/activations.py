@@ -15,6 +15,7 @@ from torch import Tensor
 from .attention.interface import Attend
 from .kernels.block import TORCH, BlockKernels
 from .live_bytes import LiveBytes
+from .meta import without_numbers
 from .models.layers import KeyValue
 from .models.transformer import TextContext, WanTransformer, wants_float32
 from .specs import TransformerSpec
@@ -65,7 +66,7 @@ def _compiled_block(spec: TransformerSpec, shape: ForwardShape) -> int:
 
 def _counted(spec: TransformerSpec, shape: ForwardShape) -> int:
     dtype = getattr(torch, shape.dtype)
-    with torch.device("meta"):
+    with without_numbers():
         transformer = WanTransformer(
             spec,
             attend=_stand_in(_attention_bytes(spec, shape, shape.attention)),

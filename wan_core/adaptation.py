@@ -28,6 +28,7 @@ from .checkpoint.read import Checkpoint
 from .checkpoint.sentences import counted
 from .linear.adapter import Adapter, Term, adapter_bytes, attach, is_of_adapter
 from .linear.changes import Parts, kronecker_factors, low_rank_factors
+from .meta import without_numbers
 from .offload.weights import OnBytes, Place, Weights
 from .precision import tf32
 from .specs import Expert, TransformerSpec
@@ -147,7 +148,7 @@ class ExpertLoras:
         for layer, changes in arrangement.beside.items():
             out_features, in_features = checkpoint.tensors[f"{layer}.weight"].shape
             terms = [placed.term for placed in changes]
-            with torch.device("meta"):
+            with without_numbers():
                 adapter = Adapter(in_features, out_features, terms, dtype)
             attach(transformer.get_submodule(layer), adapter)
             self._adapters[layer] = adapter

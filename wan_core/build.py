@@ -28,6 +28,7 @@ from .hardware import Hardware
 from .kernels.bind import bind_kernels, bind_vae_kernels
 from .linear.adapter import is_of_adapter
 from .lora_plan import lora_files
+from .meta import without_numbers
 from .models.t5 import Umt5Encoder
 from .models.tokenizer import Tokenizer
 from .models.transformer import WanTransformer, wants_float32
@@ -77,7 +78,7 @@ def build_experts(
     transformers, loras, weights = {}, {}, {}
     assert binding.lora_files == lora_files(pair.loras), "the binding is of a plan for these LoRAs"
     for expert in Expert:
-        with torch.device("meta"):
+        with without_numbers():
             transformers[expert] = WanTransformer(
                 pair.spec,
                 attend=attend,
@@ -110,7 +111,7 @@ def build_experts(
 
 def build_text_encoder(plan: ComponentPlan, source: TextEncoderSource) -> TextEncoder:
     """The text encoder as the plan says; its vocabulary is read at once, its weights when a prompt needs them."""
-    with torch.device("meta"):
+    with without_numbers():
         encoder = Umt5Encoder(source.spec)
     dtype = getattr(torch, plan.dtype)
     fill = ParameterSource(typed(encoder, lambda name: dtype), source.checkpoint, plan.device).fill
@@ -123,7 +124,7 @@ def build_text_encoder(plan: ComponentPlan, source: TextEncoderSource) -> TextEn
 def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:
     """The VAE as the plan says; its tiles are chosen per latent and passed to each decode."""
     kernels, problem = bind_vae_kernels(plan.kernels, plan.device)
-    with torch.device("meta"):
+    with without_numbers():
         vae = WanVae(source.spec, kernels)
     dtype = getattr(torch, plan.dtype)
     fill = ParameterSource(typed(vae, lambda name: dtype), source.checkpoint, plan.device).fill

@@ -9,11 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from .meta import OutsideCompiler, answer
 
-class LiveBytes(TorchDispatchMode):
+
+class LiveBytes(OutsideCompiler):
     """Context manager; `peak` is the largest sum of storages that operations inside it made and that were alive."""
 
     def __init__(self) -> None:
@@ -24,7 +25,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
-        out = func(*args, **(kwargs or {}))
+        out = answer(func, args, kwargs or {})
         given = {StorageWeakRef(tensor.untyped_storage()) for tensor in _tensors((args, kwargs))}
         self._live = {storage: size for storage, size in self._live.items() if not storage.expired()}
         for tensor in _tensors(out):

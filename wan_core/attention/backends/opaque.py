@@ -37,10 +37,11 @@ def _define(name: str, kernel: Attend) -> None:
         with vendor_errors(), torch.cuda.device_of(q):
             return kernel(q, k, v).contiguous()
 
-    operator = torch.library.custom_op(
-        f"{NAMESPACE}::{name}", run, mutates_args=(), schema="(Tensor q, Tensor k, Tensor v) -> Tensor"
-    )
-    operator.register_fake(lambda q, k, v: q.new_empty(q.shape))
+    # Not `custom_op`, whose every kernel imports PyTorch's compiler when it is first called, to keep that away from it.
+    qualified = f"{NAMESPACE}::{name}"
+    torch.library.define(qualified, "(Tensor q, Tensor k, Tensor v) -> Tensor")
+    torch.library.impl(qualified, "default", run)
+    torch.library.register_fake(qualified, lambda q, k, v: q.new_empty(q.shape))
 
 
 @contextmanager

@@ -1,0 +1,62 @@
+"""What a new process does not import before it has to: each of these is some tenths of a second to some seconds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+# PyTorch's compiler and what comes with it: 2.1 seconds of CPU time, for who does not compile.
+COMPILER = {"torch._dynamo", "torch._inductor", "sympy", "torch.fx.experimental.symbolic_shapes"}
+VENDORS = {"triton", "flash_attn", "flash_attn_interface", "xformers", "cutlass", "quack"}
+OPTIONAL = {"av", "PIL", "sentencepiece", "ftfy", "gguf", "kornia", "transformers", "diffusers", "skimage", "scipy"}
+
+IMPORTED = "import wan_core.pipeline, wan_core.sample, wan_core.cli.generate, wan_core.cli.plan"
+# A plan for a card, and a run on the CPU: planned, built, two steps, with PyTorch's own kernels.
+STEPS = """
+from dataclasses import replace
+from tests.unit.test_plan import H200
+from wan_core.bench.choose import contestant
+from wan_core.bench.task import TINY_TRANSFORMER, Task
+from wan_core.plan import resolve
+from wan_core.profiles import preset
+from wan_core.recipes import SampleRequest, VideoSize, recipe
+from wan_core.specs import T2V_A14B_TRANSFORMER
+from wan_core.workload import Workload
+
+size = VideoSize(width=832, height=480, num_frames=81)
+request = SampleRequest(recipe=recipe("official"))
+resolve(preset("exact"), H200, T2V_A14B_TRANSFORMER, Workload(request=request, latent_size=size.latent_size))
+small = VideoSize(width=64, height=64, num_frames=5)
+prepared = contestant(PROFILE).prepare("step", Task(size=small, device="cpu", transformer=TINY_TRANSFORMER))
+prepared.run()
+prepared.run()
+"""
+
+
+def loaded(code: str) -> set[str]:
+    """Modules of a new process after `code`."""
+    code += "\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("code", "allowed"),
+    [("import wan_core, wan_core.__main__, wan_core.cli", set()), (IMPORTED, {"torch", "numpy", "tqdm"})],
+)
+def test_importing_imports_nothing_heavy(code, allowed):
+    assert not loaded(code) & (({"torch", "numpy", "tqdm"} | COMPILER | VENDORS | OPTIONAL) - allowed)
+
+
+@pytest.mark.parametrize("profile", ["exact", "exact:attention.backend=flash", "reference"])
+def test_planning_building_and_running_do_not_import_the_compiler(profile):
+    modules = loaded(STEPS.replace("PROFILE", repr(profile)))
+    assert "wan_core.build" in modules
+    assert not modules & (COMPILER | VENDORS | OPTIONAL)
+
+
+def test_the_compiler_is_what_compiling_imports():
+    assert COMPILER <= loaded("import torch._dynamo, torch._inductor")
