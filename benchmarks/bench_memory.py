@@ -37,6 +37,7 @@ from wan_core.errors import OutOfMemoryError
 from wan_core.frames import levels, on_host
 from wan_core.hardware import Hardware
 from wan_core.hooks import Silent
+from wan_core.models.vae_tiling import Tile
 from wan_core.placing import Split
 from wan_core.plan import ExecutionPlan, resolve
 from wan_core.profiles import preset
@@ -180,11 +181,15 @@ def text_row(hardware: Hardware) -> Row:
 
 
 def decode_rows(hardware: Hardware, sizes: list[str]) -> Iterator[Row]:
-    """The VAE at its real size: whole frames, and tiles of a card that is nearly full."""
+    """The VAE at its real size: whole frames, and tiles of cards that are nearly full."""
     for size in sizes:
-        for free in (hardware.free_memory, 5 * GIB):
+        seen: set[Tile | None] = set()
+        for free in (hardware.free_memory, 5 * GIB, 3 * GIB):
             start = perf_counter()
             plan = resolve_decode(preset("auto"), replace(hardware, free_memory=free), WAN21_VAE, SIZES[size])
+            if plan.tile in seen:
+                continue
+            seen.add(plan.tile)
             vae = build_vae(plan, VaeSource(checkpoint=blank(vae_shapes(WAN21_VAE)), spec=WAN21_VAE))
             give_back()
             latent = torch.randn(1, WAN21_VAE.latent_channels, *SIZES[size])
@@ -259,7 +264,7 @@ def main() -> int:
     if arguments.json:
         data = {"environment": hardware.environment(), "rows": [asdict(row) | {"over": row.over} for row in rows]}
         arguments.json.write_text(json.dumps(data, indent=2), encoding="utf-8")
-    return 0 if all(0 <= row.over <= 0.05 for row in rows if row.case.split()[0] in arguments.presets) else 1
+    return 0 if all(0 <= row.over <= 0.05 for row in rows) else 1
 
 
 if __name__ == "__main__":

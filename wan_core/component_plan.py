@@ -11,6 +11,7 @@ from .activations import DTYPE_BYTES
 from .choices import choose_dtype, choose_vae_kernels
 from .footprint import (
     DECODE_ROUNDING_BYTES,
+    DECODE_SEGMENTS_BYTES,
     SLACK_BYTES,
     WORKSPACE_BYTES,
     frames_bytes,
@@ -129,6 +130,7 @@ def resolve_decode(
     weights = vae_bytes(spec, dtype)
     aside = spec.latent_channels * math.prod(latent_size) * DTYPE_BYTES["float32"]
     aside += WORKSPACE_BYTES + DECODE_ROUNDING_BYTES if hardware.is_cuda else 0
+    aside += DECODE_SEGMENTS_BYTES if hardware.has_fixed_segments else 0
 
     def working(tile: Tile | None) -> int:
         return aside + _decoding_bytes(spec, latent_size, itemsize, tile, forms)

@@ -22,8 +22,10 @@ FIXED_SEGMENTS_SHARE = 0.4
 WORKSPACE_BYTES = 64 << 20
 # Sampling beside that: the rounding of some twenty activations, keys and values of the text while they are made.
 ROUNDING_BYTES = 192 << 20
-# A decode holds some forty tensors of more than 10 MiB, and each may take 1 MiB more than it has (`allocated`).
-DECODE_ROUNDING_BYTES = 48 << 20
+# What a decode may hold beside the tensors that are counted (one H200: 1 MiB); and what its forty larger ones may take
+# beyond their size in segments of fixed size, at most 1 MiB each (`allocated`).
+DECODE_ROUNDING_BYTES = 16 << 20
+DECODE_SEGMENTS_BYTES = 32 << 20
 # Latents that live while a forward runs: the one it was given, the solver's history of three, the same of the step
 # before in case this one has to be redone, the first of two velocities, the noise, and what watchers hold.
 _NUM_LATENTS = 16

@@ -106,10 +106,12 @@ def test_streaming_takes_the_fewest_blocks_that_fit():
     ],
 )
 def test_the_decode_is_predicted_as_measured_on_an_h200(free, size, tile, measured):
-    """`bench_memory`, 2026-11-21. Of what is above, 32 MiB are a second workspace, 48 the rests of fixed segments."""
+    """`bench_memory`, 2026-11-21. Of what is above, 32 MiB are a second workspace and 16 are for what nobody counts."""
     plan = resolve_decode(preset("auto"), card(free), WAN21_VAE, size)
     assert plan.tile == tile
-    assert 1.01 < plan.phase.peak_bytes / measured < 1.03
+    assert 1.01 < plan.phase.peak_bytes / measured < 1.02
+    fixed = resolve_decode(preset("auto"), replace(card(free), has_fixed_segments=True), WAN21_VAE, size)
+    assert plan.phase.peak_bytes < fixed.phase.peak_bytes < 1.03 * measured
 
 
 def test_buffers_of_streamed_blocks_are_gone_when_the_vae_decodes():
