@@ -5,7 +5,8 @@
 
 Starts from an empty history of its own. Without --model it writes and runs the miniature. With --keep FILE.json it also
 writes down what each part was expected to take and took, which is what `tests/unit/test_estimate.py` replays. With
---cpu-time seconds are those of this process on the CPU, so that neighbours on a shared machine count for little.
+--cpu-time seconds are those of this process on the CPU, so that neighbours on a shared machine count for little; "host
+busy", the share of all cores during a run, shows such neighbours.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter, process_time
 from unittest.mock import patch
+
+import psutil
 
 from miniature.write import write_miniature
 from wan_core.checkpoint.find import find_model
@@ -59,7 +62,7 @@ def _arguments() -> argparse.Namespace:
 def _runs(arguments: argparse.Namespace, folder: Path, video: Path, clock: Callable[[], float]) -> Iterator[dict]:
     chosen = recipe("official").with_changes(num_steps=arguments.steps, shift=5.0)
     pipeline = WanPipeline(find_model(folder), preset(arguments.profile), device=arguments.device)
-    print("| size | run | predicted | took | error | from |\n|---|---|---|---|---|---|")
+    print("| size | run | predicted | took | error | from | host busy |\n|---|---|---|---|---|---|---|")
     # All sizes once, then all of them again: what one size leaves in the caches is not another size's gain alone.
     for run in range(arguments.runs):
         for text in arguments.sizes:
@@ -68,6 +71,7 @@ def _runs(arguments: argparse.Namespace, folder: Path, video: Path, clock: Calla
             request = SampleRequest(recipe=chosen, seed=run)
             plan = pipeline.plan(request, size)
             estimate, report = pipeline.estimate(plan), Report()
+            psutil.cpu_percent()  # from here on; neighbours that come or go make a run's time their own
             start = clock()
             conditioning = pipeline.encode(plan, f"a red circle, {run}, {text}", report=report)
             latent = pipeline.sample(plan, conditioning, report=report).latent
@@ -78,9 +82,8 @@ def _runs(arguments: argparse.Namespace, folder: Path, video: Path, clock: Calla
             pipeline.learn(estimate, report)
             error = estimate.seconds / took - 1.0
             basis = f"{estimate.runs} runs" if estimate.runs else "/".join({part.source for part in estimate.parts})
-            print(
-                f"| {text} | {run + 1} | {estimate.seconds:.2f} s | {took:.2f} s | {error:+.0%} | {basis} |", flush=True
-            )
+            shown = f"{estimate.seconds:.2f} s | {took:.2f} s | {error:+.0%} | {basis} | {psutil.cpu_percent():.0f}%"
+            print(f"| {text} | {run + 1} | {shown} |", flush=True)
             yield {
                 "size": text,
                 "took": round(took, 6),
