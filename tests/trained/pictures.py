@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import quickstart
 from miniature.judge import Reading
 from wan_core.checkpoint.experts import ExpertPair
 from wan_core.checkpoint.find import find_model
@@ -45,24 +46,31 @@ class Picture:
         return load_file(LATENTS / f"{self.name}.safetensors")["samples"]
 
 
-_SIZE = VideoSize(width=128, height=128, num_frames=33)
-PICTURES = (
+_SAYS = (
+    Reading(colour="red", shape="circle", count=1, motion="right"),
+    Reading(colour="green", shape="square", count=2, motion="down"),
+    Reading(colour="cyan", shape="star", count=3, motion="right"),
+)
+_WIDTH, _HEIGHT, _FRAMES = quickstart.SIZE.values()
+# What a newcomer is shown first.
+DEMO = tuple(
     Picture(
-        name="red_circle",
-        prompt="a large red circle moving right on a black background",
-        says=Reading(colour="red", shape="circle", count=1, motion="right"),
-        seed=1,
-        recipe="draft",
-        size=_SIZE,
-    ),
-    Picture(
-        name="green_squares",
-        prompt="two green squares falling on a beige background",
-        says=Reading(colour="green", shape="square", count=2, motion="down"),
-        seed=2,
+        name=f"demo_{number}",
+        prompt=prompt,
+        says=says,
+        seed=0,
         recipe="preview",
-        size=VideoSize(width=128, height=128, num_frames=17),
-    ),
+        size=VideoSize(width=_WIDTH, height=_HEIGHT, num_frames=_FRAMES),
+    )
+    for number, (prompt, says) in enumerate(zip(quickstart.PROMPTS, _SAYS, strict=True), start=1)
+)
+SHORT = Picture(
+    name="short",
+    prompt=quickstart.PROMPTS[1],
+    says=_SAYS[1],
+    seed=2,
+    recipe="preview",
+    size=VideoSize(width=_WIDTH, height=_HEIGHT, num_frames=17),
 )
 
 
@@ -87,7 +95,7 @@ def make(
 
 def main() -> None:
     LATENTS.mkdir(exist_ok=True)
-    for picture in PICTURES:
+    for picture in (*DEMO, SHORT):
         _, result = make(picture, "reference")
         save_file({"samples": result.latent}, LATENTS / f"{picture.name}.safetensors")
 

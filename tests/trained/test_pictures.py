@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from miniature.judge import read_clip
-from tests.trained.pictures import MODEL, PICTURES, Picture, make
+from miniature.scenes import is_held_out
+from tests.trained.pictures import DEMO, MODEL, SHORT, Picture, make
 from wan_core.checkpoint.experts import ExpertPair
-from wan_core.checkpoint.find import find_model
 from wan_core.frames import fractions
 from wan_core.metrics import compare_latents, compare_videos
 from wan_core.pipeline import WanPipeline
-from wan_core.profiles import preset
+from wan_core.sample import SampleResult
 from wan_core.sampling.experts import expert_for
 
 # Other processors and libraries sum in another order; two kernels on one machine differ by about 1e-6.
@@ -31,10 +31,12 @@ def test_the_shipped_files_are_small_and_complete():
     assert sum(file.stat().st_size for file in files) <= 48_000_000
 
 
-@pytest.mark.parametrize("profile", ["reference", "auto"])
-@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
-def test_same_latent(picture: Picture, profile: str) -> None:
-    _, result = make(picture, profile)
+def decoded(pipeline: WanPipeline, picture: Picture, latent: Tensor) -> Tensor:
+    """Video (1, 3, T, H, W) in [-1, 1]."""
+    return torch.cat(list(pipeline.decode_chunks(pipeline.plan(picture.request, picture.size), latent)), dim=2)
+
+
+def same_latent(picture: Picture, result: SampleResult) -> None:
     found = compare_latents(picture.stored(), result.latent)
     assert found.relative_error <= MOST_RELATIVE_ERROR, found
     for step in result.report.steps:
@@ -42,24 +44,24 @@ def test_same_latent(picture: Picture, profile: str) -> None:
     assert {step.expert for step in result.report.steps} == {"high", "low"}
 
 
-def decoded(pipeline: WanPipeline, picture: Picture, latent: Tensor) -> Tensor:
-    """Video (1, 3, T, H, W) in [-1, 1]."""
-    return torch.cat(list(pipeline.decode_chunks(pipeline.plan(picture.request, picture.size), latent)), dim=2)
+def test_the_demo_has_what_training_never_showed() -> None:
+    held_out = [is_held_out(each.says.colour, each.says.shape, each.says.motion) for each in DEMO]
+    assert held_out == [True, False, True]
 
 
-@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
-def test_what_is_stored_shows_what_its_prompt_says(picture: Picture) -> None:
-    pipeline = WanPipeline(find_model(MODEL), preset("auto"))
-    assert read_clip(decoded(pipeline, picture, picture.stored())[0].numpy()) == picture.says
-
-
-def test_same_video():
-    """The same once more, decoded."""
-    picture = PICTURES[1]
+@pytest.mark.parametrize("picture", DEMO, ids=lambda picture: picture.prompt)
+def test_the_demo_shows_what_its_prompts_say(picture: Picture) -> None:
     pipeline, result = make(picture, "auto")
-    found = compare_videos(
-        *(fractions(decoded(pipeline, picture, each))[0] for each in (picture.stored(), result.latent))
-    )
+    same_latent(picture, result)
+    assert read_clip(decoded(pipeline, picture, result.latent)[0].numpy()) == picture.says
+
+
+@pytest.mark.parametrize("profile", ["reference", "auto"])
+def test_same_video(profile: str) -> None:
+    pipeline, result = make(SHORT, profile)
+    same_latent(SHORT, result)
+    videos = (fractions(decoded(pipeline, SHORT, latent))[0] for latent in (SHORT.stored(), result.latent))
+    found = compare_videos(*videos)
     assert found.psnr >= LEAST_PSNR and found.ssim >= LEAST_SSIM, found
 
 
@@ -81,8 +83,7 @@ WRONG = {
 def test_a_wrong_expert_shows(wrong: str) -> None:
     """A switch that never comes, comes at once or a step off, and weights in each other's place make another latent;
     without one of the two experts it no longer shows what the prompt says either."""
-    picture = PICTURES[1]
-    pipeline, result = make(picture, "auto", **WRONG[wrong])
-    assert compare_latents(picture.stored(), result.latent).relative_error > LEAST_OF_A_WRONG_STEP
+    pipeline, result = make(SHORT, "auto", **WRONG[wrong])
+    assert compare_latents(SHORT.stored(), result.latent).relative_error > LEAST_OF_A_WRONG_STEP
     if "step" not in wrong:
-        assert read_clip(decoded(pipeline, picture, result.latent)[0].numpy()) != picture.says
+        assert read_clip(decoded(pipeline, SHORT, result.latent)[0].numpy()) != SHORT.says
