@@ -1,8 +1,8 @@
 """From a plan to bound objects: the only place where the order of optimizations lives.
 
-Order: bind attention -> module on the meta device -> LoRAs beside its layers -> weights, and LoRAs merged into them
-(read when first needed, straight to their place) -> compile -> residency. After this nobody holds the profile, and no
-forward asks which mode it is in.
+Order: bind fused kernels and attention -> module on the meta device -> LoRAs beside its layers -> weights, and LoRAs
+merged into them (read when first needed, straight to their place) -> compile -> residency. After this nobody holds the
+profile, and no forward asks which mode it is in.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from torch import nn
 from .adaptation import ExpertLoras, arrange
 from .attention import verdict_store
 from .attention.calibrate import calibrate, is_measurable
-from .attention.interface import bind
+from .attention.interface import bind, import_ahead
 from .checkpoint.experts import ExpertPair
 from .checkpoint.load import ParameterSource
 from .checkpoint.read import Checkpoint
@@ -71,9 +71,11 @@ def build_experts(
     experts; where it holds the same weights but for LoRAs, they are taken over, and it has to read them anew.
     """
     strict = binding.on_unsupported == "error"
+    # While a vendor's library is imported, Triton reads and loads its kernels, which leaves Python alone.
+    import_ahead(binding.attention)
+    kernels, kernel_problem = bind_kernels(binding.block_kernels, binding.device)
     attend, attention_decision = bind(binding.attention, hardware, strict=strict)
     cross_attend, cross_decision = bind(binding.cross_attention, hardware, strict=strict)
-    kernels, kernel_problem = bind_kernels(binding.block_kernels, binding.device)
     region = Region(binding.compile_mode)
     transformers, loras, weights = {}, {}, {}
     assert binding.lora_files == lora_files(pair.loras), "the binding is of a plan for these LoRAs"

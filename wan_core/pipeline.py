@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .attention import verdict_store
+from .attention.interface import import_ahead
 from .build import build_experts, build_text_encoder, build_vae, measure_kernels
 from .checkpoint.experts import open_experts
 from .checkpoint.find import ModelFiles, find_model
@@ -126,6 +127,7 @@ class WanPipeline:
         """
         hooks = hooks or Silent()
         hooks.on_phase("text")
+        import_ahead(plan.experts.binding.attention)  # needed next; reading the text encoder leaves Python idle
         report.predicted_bytes |= plan.predicted_bytes
         texts = [prompt, negative.strip() or DEFAULT_NEGATIVE_PROMPT]
         with measured_phase(report, "text", plan.text.device):

@@ -35,6 +35,24 @@ prepared.run()
 """
 
 
+# A vendor's library that does what one below FlashAttention 4 does.
+VENDOR = """
+import torch
+
+class Tuner:
+    @torch.compiler.disable
+    def __call__(self):
+        return 1
+
+    @torch.compiler.disable(recursive=False, reason="not for graphs")
+    def once(self):
+        return 2
+
+def flash_attn_func(q, k, v):
+    return q
+"""
+
+
 def loaded(code: str) -> set[str]:
     """Modules of a new process after `code`."""
     code += "\nimport sys; print(*sys.modules)"
@@ -60,3 +78,23 @@ def test_planning_building_and_running_do_not_import_the_compiler(profile):
 
 def test_the_compiler_is_what_compiling_imports():
     assert COMPILER <= loaded("import torch._dynamo, torch._inductor")
+
+
+def test_a_vendor_that_keeps_the_compiler_away_does_not_import_it(tmp_path):
+    package = tmp_path / "flash_attn" / "cute"
+    package.mkdir(parents=True)
+    (tmp_path / "flash_attn" / "__init__.py").touch()
+    (package / "__init__.py").write_text(VENDOR, encoding="utf-8")
+    code = f"""
+import sys, torch
+sys.path.insert(0, {str(tmp_path)!r})
+before = torch.compiler.disable
+from wan_core.attention.backends import flash_attention_4
+flash_attention_4.BACKEND.load()
+assert torch.compiler.disable is before
+"""
+    modules = loaded(code)
+    assert "flash_attn.cute" in modules
+    assert not modules & COMPILER
+    called = code + "tuner = sys.modules['flash_attn.cute'].Tuner()\nassert (tuner(), tuner.once()) == (1, 2)"
+    assert "torch._dynamo" in loaded(called)

@@ -7,7 +7,9 @@ a kernel that fails in a run is our defect and must be seen.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -45,12 +47,16 @@ class AttentionProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionBackend:
-    """One way to compute attention. `rejects` returns `None` or the reason in words; `load` does the vendor import."""
+    """One way to compute attention. `rejects` returns `None` or the reason in words; `load` does the vendor import.
+
+    imports: that import alone, where it takes long enough to be done beside something else.
+    """
 
     name: str
     quality: Quality
     rejects: Callable[[AttentionProblem, Hardware], str | None]
     load: Callable[[], Attend]
+    imports: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +119,23 @@ def survivors(
         elif not accepted:
             rejected.append(Rejection(name=backend.name, reason=reason))
     return KernelChoice(topic=topic, asked=asked, accepted=tuple(accepted), rejected=tuple(rejected), problem=problem)
+
+
+def import_ahead(choice: KernelChoice) -> Thread | None:
+    """Import in a thread what the first accepted backend needs, while something else is done; `bind` waits for it.
+
+    What fails here fails again in `bind`, which says so. Of several imports of one module Python does one.
+    """
+    if (imports := choice.accepted[0].imports) is None:
+        return None
+
+    def work() -> None:
+        with suppress(ImportError, OSError, RuntimeError):
+            imports()
+
+    thread = Thread(target=work, name="wan-velocity-import")
+    thread.start()
+    return thread
 
 
 def bind(choice: KernelChoice, hardware: Hardware, *, strict: bool = False) -> tuple[Attend, Decision]:

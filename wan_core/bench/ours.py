@@ -5,7 +5,7 @@ passes of guidance and the solver (the peers stop at guidance), paced and with t
 is projected to keys and values once and not in every step, because that is how a run has it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -43,6 +43,7 @@ from .random_weights import RandomCheckpoint, random_checkpoint
 from .task import PARTS, Facts, Part, Prepared, Task
 
 _PLACEMENT = "placement"
+Lap = Callable[[str], None]
 
 
 class ProfileCandidate:
@@ -56,20 +57,25 @@ class ProfileCandidate:
         self._profile = profile
 
     def prepare(self, part: Part, task: Task) -> Prepared:
-        prepare = {"step": self._step, "vae": self._vae, "text": self._text}[part]
+        prepare = {"step": self.prepare_step, "vae": self._vae, "text": self._text}[part]
         return prepare(task, Hardware.detect(task.device))
 
-    def _step(self, task: Task, hardware: Hardware) -> Prepared:
+    def prepare_step(self, task: Task, hardware: Hardware, lap: Lap = lambda name: None) -> Prepared:
+        """A step, in the order of a run. lap: told what has just ended, for who asks where a start's time goes."""
         spec = task.transformer
         # As for a run that keeps one expert on the device: this one does.
         profile = replace(self._profile, offload=OffloadSpec(policy="experts"))
         workload = Workload(request=task.request, latent_size=task.latent_size)
         plan = resolve(profile, hardware, spec, workload, verdict_store.read(hardware))
+        lap("planned")
         plan = measure_kernels(plan, hardware, Report())
+        lap("attention kernels looked up")
         source = random_checkpoint(transformer_shapes(spec))
         pair = ExpertPair(high=source, low=source, spec=spec)
         experts = build_experts(plan.binding, pair, hardware, make_residency=_one_expert)
+        lap("kernels bound, experts built")
         experts.residency.activate(Expert.HIGH, lambda what, done, total: None)
+        lap("weights drawn")
         steps = _Steps(experts.transformers[Expert.HIGH], plan, task)
         return Prepared(
             run=partial(_as_asked, steps, experts.region),

@@ -1,12 +1,14 @@
 """The choice among backends: reasons in words, ceilings, fallbacks that are said, nothing hidden."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from threading import current_thread
 
 import pytest
 import torch
 from torch import Tensor
 
-from wan_core.attention.interface import AttentionBackend, AttentionProblem, bind, survivors
+from wan_core.attention.interface import AttentionBackend, AttentionProblem, bind, import_ahead, survivors
 from wan_core.errors import InputError, UnsupportedError
 from wan_core.profiles import Quality
 
@@ -153,3 +155,26 @@ def test_smoke_tensors_are_small_and_of_the_problem_dtype():
     assert {q.dtype, k.dtype, v.dtype} == {torch.bfloat16}
     short, keys, _ = PROBLEM.tensors("cpu", max_len=90)
     assert (short.shape[1], keys.shape[1]) == (90, 80)
+
+
+def test_the_first_that_accepts_is_imported_beside_other_work(machine):
+    importers = []
+
+    def imports() -> None:
+        importers.append(current_thread())
+
+    backends = [replace(backend(name), imports=imports) for name in ("first", "second")]
+    thread = import_ahead(choose("auto", backends, machine("cpu")))
+    thread.join(10)
+    assert importers == [thread]
+    assert import_ahead(choose("auto", [backend("plain"), *backends], machine("cpu"))) is None
+
+
+@pytest.mark.parametrize("error", [ImportError("no module"), OSError("undefined symbol"), RuntimeError("asserted")])
+def test_an_import_that_fails_ahead_is_said_when_the_kernel_is_bound(machine, error, recwarn):
+    broken = replace(backend("broken", load=failing(error)), imports=failing(error))
+    choice = choose("auto", [broken, backend("plain")], machine("cpu"))
+    import_ahead(choice).join(10)
+    assert not recwarn.list  # nor is it a thread that ended in a traceback
+    _, decision = bind(choice, machine("cpu"))
+    assert (decision.chosen, [item.name for item in decision.rejected]) == ("plain", ["broken"])

@@ -12,7 +12,14 @@ power limit 703 instead of 662 TFLOP/s at 75,600 tokens (one H200, 2026-11-21).
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from threading import Lock
+from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from ...hardware import cache_folder
@@ -20,8 +27,11 @@ from ..interface import Attend, AttentionBackend
 from .limits import Limits
 from .opaque import opaque, vendor_errors
 
+_PUBLIC, _INNER = "flash_attn.cute", "flash_attn.cute.interface"
 # Queries and keys of a block; 192 x 112 is the largest that fits shared memory with its probabilities.
 _WIDE_TILE = (192, 112)
+# What is changed for the time of an import is changed by one thread at a time.
+_IMPORTING = Lock()
 
 
 def _prepare() -> None:
@@ -33,10 +43,35 @@ def _prepare() -> None:
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash-attn-4"))
 
 
-def _load() -> Attend:
+def _import(module: str) -> ModuleType:
     _prepare()
+    with vendor_errors(), _compiler_left_alone():
+        return import_module(module)
+
+
+@contextmanager
+def _compiler_left_alone() -> Iterator[None]:
+    """Make `torch.compiler.disable` PyTorch's own lazy form of it, which does the same at the first call.
+
+    A library below this one (quack) decorates two functions with it that nothing here calls, and for that PyTorch
+    imports its compiler: 1.9 of the 3.0 seconds of CPU time that importing FlashAttention 4 took (torch 2.13).
+    """
+    lazy = getattr(torch, "_disable_dynamo", None)
+    if lazy is None:
+        yield
+        return
+    with _IMPORTING:
+        eager = torch.compiler.disable
+        torch.compiler.disable = lambda fn=None, recursive=True, *, reason=None: lazy(fn, recursive)
+        try:
+            yield
+        finally:
+            torch.compiler.disable = eager
+
+
+def _load() -> Attend:
     with vendor_errors():
-        from flash_attn.cute import flash_attn_func
+        flash_attn_func = _import(_PUBLIC).flash_attn_func
 
     def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = flash_attn_func(q, k, v)
@@ -46,13 +81,12 @@ def _load() -> Attend:
 
 
 def _load_wide() -> Attend:
-    _prepare()
+    # The tile is an argument of this function alone; that it is not public is why the backend stands on its own.
     with vendor_errors():
-        # The tile is an argument of this function alone; that it is not public is why the backend stands on its own.
-        from flash_attn.cute.interface import _flash_attn_fwd
+        forward = _import(_INNER)._flash_attn_fwd
 
     def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _flash_attn_fwd(q, k, v, tile_mn=_WIDE_TILE, mma_pv_is_rs=False)[0]
+        return forward(q, k, v, tile_mn=_WIDE_TILE, mma_pv_is_rs=False)[0]
 
     return opaque("flash_attention_4_wide", kernel)
 
@@ -62,10 +96,12 @@ BACKEND = AttentionBackend(
     quality="exact",
     rejects=Limits(oldest=(9, 0), head_dim=128, head_dim_step=8, library="flash-attn-4").rejects,
     load=_load,
+    imports=partial(_import, _PUBLIC),
 )
 WIDE = AttentionBackend(
     name="flash-attn-4-wide",
     quality="exact",
     rejects=Limits(oldest=(9, 0), newest=(9, 0), head_dim=128, head_dim_step=8, library="flash-attn-4").rejects,
     load=_load_wide,
+    imports=partial(_import, _INNER),
 )
