@@ -31,11 +31,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """Bytes of a checkpoint that are in place."""
+    """Bytes of a checkpoint that are in place; the rate is their mean, `None` while there is no time to divide by."""
 
     what: str
     done: int
     total: int
+    bytes_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +108,7 @@ class LiveRun:
         self._shown = float("-inf")
         self._countdown: Countdown | None = None
         self._load_begun = 0.0
+        self._load_first = 0
         self._load_seconds = 0.0
         self._seconds: dict[Expert, list[float]] = {}
 
@@ -146,12 +148,14 @@ class LiveRun:
     def on_load(self, what: str, done: int, total: int) -> None:
         now, first = self._clock(), self.state.loading is None or self.state.loading.what != what
         if first:
-            self._load_begun = now
+            self._load_begun, self._load_first = now, done
         if done >= total:
             self._load_seconds += now - self._load_begun
         phase = "switch" if self.state.phase in ("sample", "compile") else self.state.phase
         if first or done >= total or now - self._shown >= _SHORTEST_PAUSE:
-            self._advance(phase, loading=Loading(what=what, done=done, total=total))
+            seconds = now - self._load_begun
+            rate = (done - self._load_first) / seconds if seconds > 0 else None
+            self._advance(phase, loading=Loading(what=what, done=done, total=total, bytes_per_second=rate))
 
     def on_step(self, event: StepEvent) -> None:
         if self._countdown:

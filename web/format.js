@@ -4,6 +4,11 @@ export function gib(bytes) {
   return bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 }
 
+/** Bytes in the unit in which speeds of disks and networks are given, with thousands set apart. */
+export function megabytes(bytes) {
+  return Math.round(bytes / 1e6).toLocaleString("en");
+}
+
 const DAY = 24 * 3600;
 
 /** Seconds as "0.42 s", "12 s", "3:05", "1:02:05" or "5 d". */

@@ -8,7 +8,7 @@
 
 import { warningList } from "./decisions.js";
 import { el, say } from "./dom.js";
-import { countdown, duration, gib, pace } from "./format.js";
+import { countdown, duration, gib, megabytes, pace } from "./format.js";
 import { label, splitText } from "./labels.js";
 import { recipeOf } from "./recipe.js";
 import { reportView } from "./report_view.js";
@@ -156,8 +156,9 @@ function isSameSchedule(one, other) {
   return key(one) === key(other);
 }
 
-function loadingText({ what, done, total }) {
-  return label("loading", { what, done: gib(done), total: gib(total) });
+function loadingText({ what, done, total, bytes_per_second: rate }) {
+  const values = { what, done: gib(done), total: gib(total) };
+  return rate == null ? label("loading", values) : label("loading.rate", { ...values, rate: megabytes(rate) });
 }
 
 function facts(state) {

@@ -146,6 +146,22 @@ def test_loading_is_shown_ten_times_a_second_at_most(watched: Watched) -> None:
     assert watched.states[-1].loading.done == 1000
 
 
+def test_loading_has_its_mean_rate_from_the_second_report_on(watched: Watched) -> None:
+    watched.run.on_phase("load")
+    watched.run.on_load("high", 500, 4500)
+    assert watched.states[-1].loading.bytes_per_second is None
+    watched.now += 2.0
+    watched.run.on_load("high", 2500, 4500)
+    assert watched.states[-1].loading.bytes_per_second == 1000.0
+    watched.now += 0.5
+    watched.run.on_load("high", 4500, 4500)
+    assert watched.states[-1].loading.bytes_per_second == 1600.0
+    watched.run.on_load("low", 700, 4500)  # another one is timed anew
+    assert watched.states[-1].to_dict()["loading"] == {
+        "what": "low", "done": 700, "total": 4500, "bytes_per_second": None,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("error", "phase"), [(ValueError, "failed"), (Interrupted, "stopped"), (KeyboardInterrupt, "stopped")]
 )

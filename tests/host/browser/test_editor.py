@@ -39,6 +39,15 @@ _SET = """([type, widget, value]) => {
     app.rootGraph.nodes.find((n) => n.type === type).widgets.find((w) => w.name === widget).value = value;
 }"""
 
+# What the server tells while an expert is loaded: the miniature's are there in no time.
+_LOADING = """(rate) => {
+    const node = String(app.rootGraph.nodes.find((n) => n.type === 'WanVelocitySampler').id);
+    const loading = { what: 'high noise expert', done: 2 ** 31, total: 2 ** 33, bytes_per_second: rate };
+    const state = { phase: 'load', num_done: 0, loading, seconds: 1, warnings: [] };
+    app.api.dispatchEvent(new CustomEvent('wan_velocity.live', { detail: { node, ...state } }));
+}"""
+_LOCALE = "(locale) => app.extensionManager.setting.set('Comfy.Locale', locale)"
+
 # A plan of the same run, and nothing else to be queued.
 _PLAN = """() => {
     const the = (type) => app.rootGraph.nodes.find((n) => n.type === type);
@@ -109,6 +118,23 @@ def test_runs_from_the_page_and_leaves_its_report(editor: Editor, mode: str) -> 
     editor.page.locator(".workflow-tab").nth(-2).click()
     expect(panel).to_have_attribute("data-phase", "done")
     expect(panel).to_contain_text("Report")
+
+
+def test_loading_has_its_speed(editor: Editor, mode: str) -> None:
+    editor.load(MINIATURE)
+    left = editor.panel("sampler").locator(".wv-left")
+    editor.page.evaluate(_LOADING, None)
+    expect(left).to_have_text("high noise expert: 2.0 GiB of 8.0 GiB")
+    editor.page.evaluate(_LOADING, 2.3456e9)
+    expect(left).to_have_text("high noise expert: 2.0 GiB of 8.0 GiB, 2,346 MB/s")
+    editor.look_at("WanVelocitySampler")
+    editor.picture(f"loading {mode}")
+    editor.page.evaluate(_LOCALE, "zh")
+    try:
+        editor.page.evaluate(_LOADING, 2.3456e9)
+        expect(left).to_have_text("high noise expert\uff1a2.0 GiB / 8.0 GiB\uff0c2,346 MB/s")
+    finally:
+        editor.page.evaluate(_LOCALE, "en")
 
 
 def test_profile_says_at_once_what_it_means_here(editor: Editor, mode: str) -> None:
