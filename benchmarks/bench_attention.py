@@ -13,11 +13,11 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
 
+from benchmarks.card import add_card, parsed_on_a_card, say_versions
 from wan_core.attention.backends import BACKEND_NAMES, BACKENDS
 from wan_core.attention.interface import Attend, AttentionProblem, first_line
 from wan_core.attention.probe import Probe
@@ -102,24 +102,20 @@ def measure(name: str, problem: AttentionProblem, hardware: Hardware, arguments:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--device", default="cuda:0")
+    add_card(parser)
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=list(SIZES))
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--kernels", nargs="+", choices=BACKEND_NAMES, default=list(BACKEND_NAMES))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the versions as well")
-    return parser.parse_args()
+    return parsed_on_a_card(parser)
 
 
 def main() -> int:
     arguments = parse_arguments()
-    if not torch.cuda.is_available():
-        print("this needs an NVIDIA GPU")
-        return 1
     hardware = Hardware.detect(arguments.device)
     environment = hardware.environment()
     rate = hardware.rate(arguments.dtype)
-    print(", ".join(f"{name} {version}" for name, version in environment.items()))
+    say_versions(hardware)
     print(f"{arguments.dtype} matrix product: {rate:.0f} TFLOP/s")
     rows = []
     for name, problem in problems(arguments.sizes, arguments.dtype).items():

@@ -16,12 +16,12 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
+from benchmarks.card import add_card, parsed_on_a_card, say_versions
 from wan_core.bench.ours import RandomTextEncoder
 from wan_core.bench.prompts import prompts
 from wan_core.bench.random_weights import RandomCheckpoint, RandomReader, random_checkpoint
@@ -240,21 +240,17 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--device", default="cuda:0")
+    add_card(parser)
     parser.add_argument("--presets", nargs="+", default=["80gb", "40gb", "24gb", "16gb"])
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=["720p", "480p"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the versions as well")
-    return parser.parse_args()
+    return parsed_on_a_card(parser)
 
 
 def main() -> int:
     arguments = parse_arguments()
-    if not torch.cuda.is_available():
-        print("this needs an NVIDIA GPU")
-        return 1
     hardware = Hardware.detect(arguments.device)
-    print(", ".join(f"{name} {version}" for name, version in hardware.environment().items()))
+    say_versions(hardware)
     print(f"from page-locked host memory {hardware.host_bandwidth / 1e9:.1f} GB/s")
     print(f"{'':<22}{'GiB predicted':>8}  measured     over  reserved")
     rows = []

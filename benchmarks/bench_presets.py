@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.card import parsed_on_a_card
 from wan_core.checkpoint.find import find_model
 from wan_core.frames import levels, on_host
 from wan_core.measure import measured_phase
@@ -34,10 +35,7 @@ def main() -> int:
     parser.add_argument(
         "--steps", type=int, default=4, help="half of them by each expert; the cost of the switch wants 4"
     )
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("this needs an NVIDIA GPU")
-        return 1
+    arguments = parsed_on_a_card(parser)
     limit = arguments.limit or float(arguments.preset.removesuffix("gb"))
     width, height, num_frames = map(int, arguments.size.split("x"))
     total = torch.cuda.get_device_properties(0).total_memory

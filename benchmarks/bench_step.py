@@ -20,6 +20,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from benchmarks.card import add_card, parsed_on_a_card, say_versions
 from wan_core.attention.backends import BACKENDS
 from wan_core.attention.interface import Attend, first_line
 from wan_core.bench.random_weights import fill
@@ -227,7 +228,7 @@ def errors(variants: Mapping[str, Variant], layers: int, arguments: argparse.Nam
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--device", default="cuda:0")
+    add_card(parser)
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=list(bench_attention.SIZES))
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=DEFAULT, metavar="NAME")
     parser.add_argument("--layers", type=int, default=4, help="blocks, at least 2 (default %(default)s)")
@@ -237,19 +238,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--error-tokens", type=int, default=4096, help="0 leaves the errors out")
     parser.add_argument("--wan22", type=Path, metavar="DIR", help="checkout of the reference, for its error")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    return parser.parse_args()
+    return parsed_on_a_card(parser)
 
 
 @torch.inference_mode()
 def main() -> int:
     arguments = parse_arguments()
-    if not torch.cuda.is_available():
-        print("this needs an NVIDIA GPU")
-        return 1
     hardware = Hardware.detect(arguments.device)
     variants = {name: VARIANTS[name] for name in arguments.variants}
-    print(", ".join(f"{name} {version}" for name, version in hardware.environment().items()))
+    say_versions(hardware)
     print(f"bfloat16 products {hardware.rate('bfloat16'):.0f} TFLOP/s; {arguments.layers} of {LAYERS} blocks")
     rows, found = [], {}
     weights = random_weights(replace(T2V_A14B_TRANSFORMER, num_layers=arguments.layers), arguments.device)

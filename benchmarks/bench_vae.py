@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import bench_tail
+from benchmarks.card import parsed_on_a_card
 from wan_core.bench.random_weights import fill_module
 from wan_core.kernels import vae as plain
 from wan_core.kernels.vae import VaeKernels
@@ -320,10 +321,7 @@ def main() -> int:
     parser.add_argument(
         "--ways", nargs="+", metavar="NAME", help="by default all; the first is what errors are held to"
     )
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("this needs an NVIDIA GPU")
-        return 1
+    arguments = parsed_on_a_card(parser)
     print(torch.cuda.get_device_name(), torch.__version__, torch.backends.cudnn.version())
     chosen = {name: way for name, way in ways().items() if name in (arguments.ways or [name])}
     bench = Bench(chosen)

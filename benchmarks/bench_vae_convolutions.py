@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.card import parsed_on_a_card
 from wan_core.kernels.vae import merged_weight
 
 Way = Callable[[], Tensor]
@@ -240,10 +241,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--seconds", type=float, default=45.0, help="no new row is begun after so many")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("this needs an NVIDIA GPU")
-        return 1
+    arguments = parsed_on_a_card(parser)
     deadline, rows = perf_counter() + arguments.seconds, []
     print(torch.cuda.get_device_name(), torch.__version__, torch.backends.cudnn.version())
     try:

@@ -1,6 +1,7 @@
-"""What all suites share: invented machines, the switch for GPU tests, reproducible random examples."""
+"""What all suites share: invented machines, the miniature, the switch for GPU tests, reproducible random examples."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -12,6 +13,7 @@ let_segments_grow()
 
 import torch  # noqa: E402
 
+from miniature.write import write_miniature  # noqa: E402
 from wan_core.hardware import Hardware  # noqa: E402
 
 # The same examples on every machine and no time limit per example: the suite times whole tests (pytest-timeout).
@@ -57,6 +59,14 @@ def _no_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WAN_VELOCITY_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the miniature in ComfyUI's layout, random weights; whoever changes its files takes a copy."""
+    folder = tmp_path_factory.mktemp("miniature")
+    write_miniature(folder)
+    return folder
 
 
 @pytest.fixture

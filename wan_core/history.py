@@ -1,27 +1,22 @@
 """How long things took on this machine: one JSON file in the cache folder, by machine, then by what was done.
 
 Kept are the last few times of each task, so that the time of a run can be told before it starts (`estimate.py`).
-A file that cannot be read is no history, never an error. Another version of torch, CUDA or a kernel library is another
-machine, whose times are found again when it comes back. Nothing that says what was made is kept: no prompt, no path.
+Nothing that says what was made is kept: no prompt, no path.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from pathlib import Path
 from statistics import median
 from types import MappingProxyType
 
-from .errors import InputError
-from .files import replacing
-from .hardware import Hardware, cache_folder
+from .hardware import Hardware
+from .machine_file import MachineFile
 
-# To be raised when what is measured, or how, changes: older times are then not looked at.
-METHOD = 1
+FILE = MachineFile(name="history.json", method=1)
 
 # The file stays below some hundred kilobytes: the oldest go first.
-MAX_RUNS, MAX_SIZES, MAX_KINDS, MAX_MACHINES = 5, 32, 64, 8
+MAX_RUNS, MAX_SIZES, MAX_KINDS = 5, 32, 64
 # The median of this many of the last runs counts: one run beside a busy neighbour does not spoil the next estimate.
 COUNTED = 3
 
@@ -94,25 +89,10 @@ class History:
 NOTHING_KNOWN = History()
 
 
-def path() -> Path:
-    """Where the history is kept."""
-    return cache_folder() / "history.json"
-
-
-def machine_key(hardware: Hardware) -> str:
-    """The device and every version that a time depends on."""
-    versions = {name: version for name, version in hardware.environment().items() if name != "Python"}
-    return "; ".join((f"method {METHOD}", *(f"{name} {version}" for name, version in versions.items())))
-
-
 def read(hardware: Hardware) -> History:
     """What is known of this machine; nothing, and a note, where the file is damaged."""
-    try:
-        return History(kinds=_parse(_machines().get(machine_key(hardware), {})))
-    except FileNotFoundError:
-        return History()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return History(notes=(f"{path().name} in the cache folder cannot be read and is ignored",))
+    kinds, note = FILE.read(hardware, _parse)
+    return History(kinds=kinds, notes=(note,) if note else ())
 
 
 def keep(observed: Iterable[tuple[Task, float]], hardware: Hardware) -> str | None:
@@ -120,29 +100,12 @@ def keep(observed: Iterable[tuple[Task, float]], hardware: Hardware) -> str | No
     sound = [(task, seconds) for task, seconds in observed if isfinite(seconds) and seconds >= 0.0 and task.work > 0.0]
     if not sound:
         return None
-    try:
-        machines = _machines()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        machines = {}
-    key = machine_key(hardware)
-    machines.pop(key, None)
-    # What another process kept in the meantime is read once more; what was damaged is not taken over.
-    machines[key] = _plain(read(hardware).with_runs(sound))
-    try:
-        path().parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path()) as temporary:
-            temporary.write_text(json.dumps({"machines": _newest(machines, MAX_MACHINES)}), encoding="utf-8")
-    except (OSError, InputError) as error:
-        return f"the times of this run are not kept: {error}; WAN_VELOCITY_CACHE may name another folder"
-    return None
+    # What another process kept in the meantime is read once more.
+    return FILE.keep(_plain(read(hardware).with_runs(sound)), hardware, "the times of this run")
 
 
 def _newest(entries: Mapping, count: int) -> dict:
     return dict(list(entries.items())[-count:])
-
-
-def _machines() -> dict[str, dict[str, dict]]:
-    return dict(json.loads(path().read_text(encoding="utf-8"))["machines"])
 
 
 def _plain(history: History) -> dict[str, dict[str, dict]]:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from miniature.write import write_miniature
 from wan_core.checkpoint.find import find_model
 from wan_core.hooks import Silent, StepEvent
 from wan_core.pipeline import WanPipeline
@@ -20,16 +19,9 @@ SIZE = VideoSize(width=128, height=128, num_frames=17)
 REQUEST = SampleRequest(recipe=recipe("official").with_changes(num_steps=6, boundary=0.001), seed=7)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("miniature")
-    write_miniature(folder)
-    return folder
-
-
-def run(folder: Path, hooks: Silent | None = None, **settings: str) -> SampleResult:
+def run(model: Path, hooks: Silent | None = None, **settings: str) -> SampleResult:
     changed = {key.replace("__", "."): value for key, value in settings.items()}
-    pipeline = WanPipeline(find_model(folder), preset("auto").with_settings(changed), device="cuda:0")
+    pipeline = WanPipeline(find_model(model), preset("auto").with_settings(changed), device="cuda:0")
     positive, negative = torch.randn(2, 1, 9, pipeline.pair.spec.text_dim, generator=torch.Generator().manual_seed(0))
     conditioning = Conditioning(positive=positive, negative=negative)
     return pipeline.sample(pipeline.plan(REQUEST, SIZE), conditioning, hooks=hooks)
@@ -44,20 +36,20 @@ class NoWaiting(Silent):
 
 
 @pytest.mark.parametrize("execution", ["sequential", "batched", "two-stream"])
-def test_nothing_waits_for_the_device(folder, execution):
+def test_nothing_waits_for_the_device(model, execution):
     try:
-        run(folder, NoWaiting(), guidance__execution=execution)
+        run(model, NoWaiting(), guidance__execution=execution)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_two_streams_give_the_same_every_time(folder):
-    sequential = run(folder, guidance__execution="sequential").latent
+def test_two_streams_give_the_same_every_time(model):
+    sequential = run(model, guidance__execution="sequential").latent
     for _ in range(5):
-        assert torch.equal(run(folder, guidance__execution="two-stream").latent, sequential)
+        assert torch.equal(run(model, guidance__execution="two-stream").latent, sequential)
 
 
-def test_fused_kernels_differ_by_rounding(folder):
-    fused, plain = (run(folder, fusion__kernels=kernels) for kernels in ("triton", "off"))
+def test_fused_kernels_differ_by_rounding(model):
+    fused, plain = (run(model, fusion__kernels=kernels) for kernels in ("triton", "off"))
     assert any("fused kernels: triton" in str(decision) for decision in fused.report.decisions)
     assert (fused.latent - plain.latent).norm() < 0.05 * plain.latent.norm()

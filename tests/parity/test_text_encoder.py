@@ -1,7 +1,5 @@
 """The text encoder against transformers' UMT5EncoderModel, and the tokenizer against its T5 tokenizer."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from tokenizers.models import Unigram
@@ -11,6 +9,8 @@ from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 from miniature.vocabulary import train_vocabulary
 from miniature.weights import draw_table, text_encoder_table
 from miniature.write import hugging_face_name
+from tests.parity.transformers_models import make_text_encoder
+from tests.protobuf import fields
 from wan_core.models.t5 import Umt5Encoder, relative_buckets
 from wan_core.models.tokenizer import Tokenizer
 from wan_core.specs import DEFAULT_NEGATIVE_PROMPT, TextEncoderSpec
@@ -35,19 +35,7 @@ PROMPTS = {
 
 
 def reference_encoder(spec: TextEncoderSpec, weights: dict[str, Tensor]) -> UMT5EncoderModel:
-    config = UMT5Config(
-        vocab_size=spec.vocab_size,
-        d_model=spec.dim,
-        d_kv=spec.attention_dim // spec.num_heads,
-        d_ff=spec.ffn_dim,
-        num_layers=spec.num_layers,
-        num_heads=spec.num_heads,
-        relative_attention_num_buckets=spec.num_buckets,
-        relative_attention_max_distance=spec.max_distance,
-        feed_forward_proj="gated-gelu",
-        attn_implementation="eager",
-    )
-    model = UMT5EncoderModel(config).eval()
+    model = make_text_encoder(spec)
     renamed = {hugging_face_name(name): tensor for name, tensor in weights.items()}
     missing, unexpected = model.load_state_dict(renamed, strict=False)
     assert not unexpected and set(missing) <= {"encoder.embed_tokens.weight"}, "the embedding is tied to `shared`"
@@ -88,38 +76,13 @@ def test_buckets_match_transformers(num_buckets: int, max_distance: int) -> None
     assert torch.equal(relative_buckets(512, spec, torch.device("cpu")), expected)
 
 
-def protobuf_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field numbers and values of one protobuf message: a spiece.model is one, and protobuf is not needed otherwise."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(data):
-        key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-            continue
-        size = {1: 8, 5: 4}.get(key & 7) or varint()
-        yield key >> 3, data[at : at + size]
-        at += size
-
-
 @pytest.fixture(scope="module")
 def tokenizers() -> tuple[Tokenizer, T5Tokenizer]:
     model = train_vocabulary(1024)
     ours = Tokenizer.from_bytes(model)
     processor = ours._processor
     vocabulary = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.vocab_size())]
-    normalizer = dict(protobuf_fields(dict(protobuf_fields(model))[3]))
+    normalizer = dict(fields(dict(fields(model))[3]))
     theirs = T5Tokenizer(vocab=vocabulary, _spm_precompiled_charsmap=normalizer[2], extra_ids=0)
     # UMT5's vocabulary has byte pieces and was trained with them; the class leaves them unused unless told otherwise.
     theirs._tokenizer.model = Unigram(vocabulary, unk_id=2, byte_fallback=True)

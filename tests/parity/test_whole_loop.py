@@ -13,13 +13,13 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import UMT5Config, UMT5EncoderModel
 
 from miniature.architecture import TEXT_ENCODER, TRANSFORMER, VAE
 from miniature.write import PREFIX, write_miniature
 from tests.parity.diffusers_models import make_transformer
 from tests.parity.diffusers_names import to_diffusers
 from tests.parity.diffusers_vae_names import to_diffusers as to_diffusers_vae
+from tests.parity.transformers_models import make_text_encoder
 from wan_core.checkpoint.find import find_model
 from wan_core.models.tokenizer import Tokenizer
 from wan_core.pipeline import RunPlan, WanPipeline
@@ -89,26 +89,16 @@ def their_transformer(path: Path) -> WanTransformer3DModel:
 
 def their_embeddings(folder: Path) -> tuple[Tensor, Tensor]:
     """The reference encodes 512 padded tokens under a mask, cuts to the real length, and the model pads with zeros."""
-    spec = TEXT_ENCODER
     state = load_file(folder / "text_encoders" / f"{PREFIX}_text_encoder.safetensors")
     tokenizer = Tokenizer.from_bytes(bytes(state.pop("spiece_model").numpy()))
-    config = UMT5Config(
-        vocab_size=spec.vocab_size,
-        d_model=spec.dim,
-        d_kv=spec.attention_dim // spec.num_heads,
-        d_ff=spec.ffn_dim,
-        num_layers=spec.num_layers,
-        num_heads=spec.num_heads,
-        feed_forward_proj="gated-gelu",
-    )
-    encoder = UMT5EncoderModel(config)
+    encoder = make_text_encoder(TEXT_ENCODER)
     encoder.load_state_dict(state, strict=False)
     contexts = []
     for prompt in (PROMPT, NEGATIVE):
         ids = list(tokenizer.encode(prompt).ids)
         padded = torch.tensor([ids + [0] * (512 - len(ids))])
         mask = torch.tensor([[1] * len(ids) + [0] * (512 - len(ids))])
-        context = encoder.eval()(padded, mask).last_hidden_state
+        context = encoder(padded, mask).last_hidden_state
         contexts.append(context * mask.unsqueeze(-1))
     return contexts[0], contexts[1]
 

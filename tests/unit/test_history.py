@@ -6,6 +6,7 @@ import pytest
 
 from wan_core import history
 from wan_core.history import MAX_KINDS, MAX_RUNS, MAX_SIZES, History, Past, Task
+from wan_core.machine_file import MAX_MACHINES
 
 STEP = Task(kind="step", size="1x5x12x12", work=100.0)
 
@@ -63,7 +64,7 @@ def test_what_is_kept_is_found_again_on_this_machine_alone(cache, machine):
 )  # fmt: skip
 def test_a_damaged_file_is_no_history_and_is_replaced(cache, machine, text):
     hardware = machine("h200")
-    (cache / "history.json").write_text(text.replace("KEY", history.machine_key(hardware)), encoding="utf-8")
+    (cache / "history.json").write_text(text.replace("KEY", history.FILE.key(hardware)), encoding="utf-8")
     found = history.read(hardware)
     assert not found.kinds and found.notes == ("history.json in the cache folder cannot be read and is ignored",)
     assert history.keep([(STEP, 2.0)], hardware) is None
@@ -83,7 +84,7 @@ def test_times_that_make_no_sense_are_not_kept(cache, machine):
 
 
 def test_old_machines_go_and_the_file_stays_small(cache, machine):
-    for version in range(history.MAX_MACHINES + 2):
+    for version in range(MAX_MACHINES + 2):
         history.keep([(STEP, 1.0)], machine("h200", libraries=(("triton", str(version)),)))
     kept = json.loads((cache / "history.json").read_text(encoding="utf-8"))["machines"]
-    assert len(kept) == history.MAX_MACHINES and not any("triton 0" in key for key in kept)
+    assert len(kept) == MAX_MACHINES and not any("triton 0" in key for key in kept)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from miniature.write import write_miniature
 from wan_core.checkpoint.find import find_model
 from wan_core.errors import InputError, Interrupted
 from wan_core.hooks import Silent, StepEvent
@@ -47,15 +46,8 @@ class Recorder(Silent):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("miniature")
-    write_miniature(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pipeline(folder: Path) -> WanPipeline:
-    return WanPipeline(find_model(folder), device="cpu")
+def pipeline(model: Path) -> WanPipeline:
+    return WanPipeline(find_model(model), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +69,8 @@ def run(
         ((1, 16, 2, 7, 4), "expected even sides"),
     ],
 )
-def test_latents_that_do_not_fit_are_refused_before_anything_is_loaded(folder, conditioning, shape, sentence):
-    pipeline, hooks = WanPipeline(find_model(folder), device="cpu"), Recorder()
+def test_latents_that_do_not_fit_are_refused_before_anything_is_loaded(model, conditioning, shape, sentence):
+    pipeline, hooks = WanPipeline(find_model(model), device="cpu"), Recorder()
     with pytest.raises(InputError, match=sentence):
         run(pipeline, conditioning, torch.zeros(shape), hooks=hooks)
     assert not hooks.loaded
@@ -137,8 +129,8 @@ def test_a_batch_in_parts_is_the_same_batch(pipeline, conditioning):
     assert (parts - whole).norm() <= 1e-4 * whole.norm()
 
 
-def test_equal_plans_build_once_and_weights_are_read_once_for_all_kernels(folder, conditioning):
-    pipeline = WanPipeline(find_model(folder), device="cpu")
+def test_equal_plans_build_once_and_weights_are_read_once_for_all_kernels(model, conditioning):
+    pipeline = WanPipeline(find_model(model), device="cpu")
     hooks = Recorder()
     run(pipeline, conditioning, hooks=hooks)
     loads = len(hooks.loaded)
@@ -153,11 +145,11 @@ def test_equal_plans_build_once_and_weights_are_read_once_for_all_kernels(folder
     assert len(hooks.loaded) == 2 * loads
 
 
-def test_other_kernels_on_the_same_weights_give_what_a_fresh_build_gives(folder, conditioning):
-    pipeline = WanPipeline(find_model(folder), device="cpu")
+def test_other_kernels_on_the_same_weights_give_what_a_fresh_build_gives(model, conditioning):
+    pipeline = WanPipeline(find_model(model), device="cpu")
     run(pipeline, conditioning)
     pipeline.profile = preset("reference")
-    fresh = WanPipeline(find_model(folder), preset("reference"), device="cpu")
+    fresh = WanPipeline(find_model(model), preset("reference"), device="cpu")
     assert torch.equal(run(pipeline, conditioning).latent, run(fresh, conditioning).latent)
 
 
@@ -176,8 +168,8 @@ def test_prompts_that_a_user_should_hear_about(pipeline):
 
 
 @pytest.mark.parametrize("tiling", ["off", "on"])
-def test_decode_streams_reports_and_stops(folder, tiling):
-    pipeline = WanPipeline(find_model(folder), preset("auto").with_settings({"vae.tiling": tiling}), device="cpu")
+def test_decode_streams_reports_and_stops(model, tiling):
+    pipeline = WanPipeline(find_model(model), preset("auto").with_settings({"vae.tiling": tiling}), device="cpu")
     plan, hooks = pipeline.plan(REQUEST, SIZE), Recorder()
     latent = torch.randn(1, 16, 2, 6, 4, generator=torch.Generator().manual_seed(0))
     frames = [chunk.shape[2] for chunk in pipeline.decode_chunks(plan, latent, hooks=hooks)]

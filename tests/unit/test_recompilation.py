@@ -5,13 +5,11 @@ The compiler is a counter that runs what it is given; what makes a new graph doe
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from miniature.write import write_miniature
 from tests.lora_files import write_lora
 from wan_core import build
 from wan_core.checkpoint.find import find_model
@@ -23,13 +21,6 @@ from wan_core.sample import Conditioning, SampleResult
 from wan_core.specs import Expert
 
 SIZE = VideoSize(width=32, height=48, num_frames=5)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("miniature")
-    write_miniature(folder)
-    return folder
 
 
 @pytest.fixture
@@ -55,16 +46,16 @@ def run(
     return pipeline.sample(plan, conditioning)
 
 
-def test_prompts_seeds_steps_and_experts_share_one_graph(folder, counter):
-    pipeline = WanPipeline(find_model(folder), preset("cpu"), device="cpu")
+def test_prompts_seeds_steps_and_experts_share_one_graph(model, counter):
+    pipeline = WanPipeline(find_model(model), preset("cpu"), device="cpu")
     first = run(pipeline).latent
     for changed in ({"prompt": 1}, {"seed": 1}, {"steps": 3}):
         assert not torch.equal(run(pipeline, **changed).latent, first)
     assert counter.frame_count == 1
 
 
-def test_strengths_of_a_lora_share_one_graph(folder, counter, tmp_path):
-    pipeline = WanPipeline(find_model(folder), preset("cpu"), device="cpu")
+def test_strengths_of_a_lora_share_one_graph(model, counter, tmp_path):
+    pipeline = WanPipeline(find_model(model), preset("cpu"), device="cpu")
     for expert in Expert:
         path, _ = write_lora(tmp_path, "kohya", pipeline.pair.spec, expert)
     pipeline.add_lora(path, strength_high=1.0, strength_low=1.0)
@@ -77,22 +68,22 @@ def test_strengths_of_a_lora_share_one_graph(folder, counter, tmp_path):
     assert counter.frame_count == 1
 
 
-def test_a_size_that_comes_back_is_not_compiled_again(folder, counter):
-    pipeline = WanPipeline(find_model(folder), preset("cpu"), device="cpu")
+def test_a_size_that_comes_back_is_not_compiled_again(model, counter):
+    pipeline = WanPipeline(find_model(model), preset("cpu"), device="cpu")
     other = VideoSize(width=48, height=48, num_frames=5)
     for size in (SIZE, other, SIZE, other):
         run(pipeline, size=size)
     assert counter.frame_count == 2
 
 
-def test_a_compiler_that_fails_in_the_first_step_is_a_line_of_the_report(folder, monkeypatch):
+def test_a_compiler_that_fails_in_the_first_step_is_a_line_of_the_report(model, monkeypatch):
     def fail(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> None:
         raise RuntimeError("no such instruction")
 
     torch._dynamo.reset()
-    plain = run(WanPipeline(find_model(folder), preset("cpu"), device="cpu"))
+    plain = run(WanPipeline(find_model(model), preset("cpu"), device="cpu"))
     monkeypatch.setattr(build, "Region", lambda mode: Region("reduce-overhead", backend=fail))
-    result = run(WanPipeline(find_model(folder), preset("cpu"), device="cpu"))
+    result = run(WanPipeline(find_model(model), preset("cpu"), device="cpu"))
     torch._dynamo.reset()
     assert torch.equal(result.latent, plain.latent)
     (decision,) = (decision for decision in result.report.decisions if decision.topic == "compile")

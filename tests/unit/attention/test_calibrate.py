@@ -309,13 +309,13 @@ def test_too_little_memory_is_a_note_and_the_order_of_preference(machine):
 )
 def test_a_damaged_file_is_a_note_and_written_anew(machine, content):
     hardware, choice = machine("cpu"), choose(backend("a"), backend("b"))
-    content = content.replace("KEY", verdict_store.machine_key(hardware)).replace("CLASS", "float32 1x1x1x1")
+    content = content.replace("KEY", verdict_store.FILE.key(hardware)).replace("CLASS", "float32 1x1x1x1")
     content = content.replace("RATE", '{"name": "a", "tflops": "fast", "error": 0}')
-    verdict_store.path().parent.mkdir(parents=True)
-    verdict_store.path().write_bytes(content.encode("utf-8", "surrogateescape"))
+    verdict_store.FILE.path.parent.mkdir(parents=True)
+    verdict_store.FILE.path.write_bytes(content.encode("utf-8", "surrogateescape"))
     known = verdict_store.read(hardware)
     assert known.verdicts == {}
-    assert known.notes == (f"{verdict_store.path()} cannot be read and is ignored",)
+    assert known.notes == ("attention.json in the cache folder cannot be read and is ignored",)
     assert calibrate([choice], hardware, known).notes == ()
     assert verdict_store.read(hardware).covers(choice) and verdict_store.read(hardware).notes == ()
 

@@ -1,6 +1,6 @@
 """A sentencepiece model taken apart into GGUF fields, as llama.cpp's converter does it, and put together again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType as Type
 
 from miniature.vocabulary import train_vocabulary
 from miniature.write import hugging_face_name
+from tests.protobuf import fields
 from tests.unit.checkpoint.gguf_files import text_encoder_name, write_gguf
 from tests.unit.checkpoint.models import draw_text_encoder
 from wan_core.checkpoint.text_encoder import open_text_encoder
@@ -29,30 +30,6 @@ PROMPTS = (
 @pytest.fixture(scope="module")
 def model() -> bytes:
     return train_vocabulary(1024)
-
-
-def fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Numbers and values of the fields of a protobuf message."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte, at = data[at], at + 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(data):
-        key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-            continue
-        size = {1: 8, 5: 4}.get(key & 7) or varint()
-        yield key >> 3, data[at : at + size]
-        at += size
 
 
 def taken_apart(model: bytes, without: str = "") -> Callable[[gguf.GGUFWriter], None]:

@@ -7,18 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from miniature.write import write_miniature
 from wan_core.__main__ import main
 from wan_core.video import read_video
 
 SMALL = ["--width", "32", "--height", "48", "--frames", "5", "--steps", "4", "--shift", "5", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_miniature(folder)
-    return folder
 
 
 def test_writes_the_video_the_latent_the_report_and_the_contact_sheet(model: Path, tmp_path: Path, capsys) -> None:

@@ -25,13 +25,6 @@ ROOT = Path(__file__).parents[3]
 SMALL = ["--width", "32", "--height", "48", "--frames", "5", "--steps", "6", "--shift", "5", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_miniature(folder)
-    return folder
-
-
 def command(model: Path, folder: Path) -> list[str]:
     outputs = ["--out", str(folder / "v.mp4"), "--latent-out", str(folder / "l.safetensors")]
     return ["generate", "--model", str(model), "--prompt", "two stars", *SMALL, *outputs]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from miniature.write import write_miniature
 from wan_core.checkpoint.find import find_model
 from wan_core.hooks import Silent
 from wan_core.pipeline import RunPlan, WanPipeline
@@ -26,13 +25,6 @@ NUM_STEPS = 8
 
 class Fault(Exception):  # noqa: N818 (what a test throws in, not an error of ours)
     """Something that nobody foresaw."""
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("miniature")
-    write_miniature(folder)
-    return folder
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
