@@ -13,7 +13,7 @@ from typing import Literal
 
 from . import history as store
 from .attention import verdict_store
-from .attention.calibrate import BUDGET_SECONDS, is_measurable
+from .attention.calibrate import BUDGET_SECONDS, CALL_SECONDS, ROUNDS, is_measurable
 from .attention.interface import KernelChoice
 from .attention.verdicts import Calibration
 from .component_plan import ComponentPlan
@@ -28,8 +28,9 @@ from .specs import Expert, TextEncoderSpec, TransformerSpec, VaeSpec, video_fram
 
 # Bytes per second of a copy between host and device in a first run, to be replaced by what is measured in it.
 COPY_RATE = 8.0e9
-# Seconds for modules without weights, and for importing what compiles and attends.
-BUILD_SECONDS = 2.0
+# Seconds for modules without weights, and for importing what compiles and attends; in a process that has built before
+# nothing is imported any more (one H200: 0.3).
+BUILD_SECONDS, REBUILD_SECONDS = 2.0, 0.3
 # Seconds before the first step of a new build: kernels loaded and tuned, and with torch.compile the block compiled
 # (one H200: 1.1 and 11.2 s, benchmarks/results/attention_h200_202611.md).
 WARM_UP_SECONDS, COMPILE_SECONDS = 1.0, 11.0
@@ -43,6 +44,8 @@ VIDEO_RATE = 5.0e7
 _TEXT_TOKENS = 2 * 512
 
 Source = Literal["learned", "scaled", "roofline"]
+# What experts a process has built: none, those of another plan, or those of this one.
+Built = Literal["nothing", "another", "this"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,15 +134,22 @@ def text_parts(
 
 
 def sampling_parts(
-    plan: ExecutionPlan, spec: TransformerSpec, known: Knowledge, *, places: Mapping[Expert, Place] | None = None
+    plan: ExecutionPlan,
+    spec: TransformerSpec,
+    known: Knowledge,
+    *,
+    places: Mapping[Expert, Place] | None = None,
+    built: Built | None = None,
 ) -> tuple[Part, ...]:
     """Loading the experts, the first step's extra time, the steps of each expert and the switch between them.
 
-    places: where their weights are; both in files unless given.
+    places: where their weights are; both in files unless given. built: by the places unless given: who has weights in
+    memory has built.
     """
     places = places or dict.fromkeys(Expert, Place.FILE)
+    built = built or ("nothing" if Place.FILE in places.values() else "this")
     order = tuple(dict.fromkeys(plan.split))
-    parts = [_build(plan, spec, known, places), _load(plan, spec, places, order)]
+    parts = [_build(plan, spec, known, built), _load(plan, spec, places, order)]
     warm = Place.FILE not in (places[expert] for expert in order)
     parts.append(_first_step(plan, spec, known, warm=warm))
     for position, expert in enumerate(order):
@@ -216,15 +226,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _build(plan: ExecutionPlan, spec: TransformerSpec, known: Knowledge, places: Mapping[Expert, Place]) -> Part:
+def _build(plan: ExecutionPlan, spec: TransformerSpec, known: Knowledge, built: Built) -> Part:
     """Modules and kernels made ready, attention kernels timed where that was never done; nothing when all is there."""
-    choices = (plan.binding.attention, plan.binding.cross_attention)
-    timed = all(known.calibration.covers(each) or not is_measurable(each, known.hardware) for each in choices)
-    state = "anew" if Place.FILE in places.values() else "again"
-    kind = f"build {state}{'' if timed else ', timing attention kernels'}"
-    seconds = (BUILD_SECONDS if state == "anew" else 0.0) + (0.0 if timed else 2 * BUDGET_SECONDS)
+    kind = {"nothing": "build anew", "another": "build after another", "this": "build again"}[built]
+    seconds = {"nothing": BUILD_SECONDS, "another": REBUILD_SECONDS, "this": 0.0}[built]
+    if timing := _timing_seconds(plan, known, is_first=built == "nothing"):
+        kind, seconds = f"{kind}, timing attention kernels", seconds + timing
     task = Task(kind=kind, size=f"{_model(spec)} {plan.binding.key_without_loras}", work=1.0)
     return Part(name="build", stage="build", task=task, seconds=seconds)
+
+
+def _timing_seconds(plan: ExecutionPlan, known: Knowledge, *, is_first: bool) -> float:
+    """Timing the attention kernels that were never timed; is_first: vendors' kernels are imported and compiled too."""
+    choices = (plan.binding.attention, plan.binding.cross_attention)
+    missing = [each for each in choices if is_measurable(each, known.hardware) and not known.calibration.covers(each)]
+    calls = ROUNDS * sum(len(each.accepted) for each in missing)
+    return min(calls * CALL_SECONDS, BUDGET_SECONDS) + (BUDGET_SECONDS if missing and is_first else 0.0)
 
 
 def _load(plan: ExecutionPlan, spec: TransformerSpec, places: Mapping[Expert, Place], order: Sequence[Expert]) -> Part:

@@ -72,7 +72,8 @@ class History:
             return Expectation(seconds=past.expected, runs=len(past.seconds))
         if not sizes:
             return None
-        near = min(sizes.values(), key=lambda past: max(past.work, task.work) / min(past.work, task.work))
+        # Of several that are equally near the one that was used last: its times are the ones of today.
+        near = min(reversed(sizes.values()), key=lambda past: max(past.work, task.work) / min(past.work, task.work))
         return Expectation(seconds=near.expected * task.work / near.work, runs=0)
 
     def with_runs(self, observed: Iterable[tuple[Task, float]]) -> "History":

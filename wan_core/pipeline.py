@@ -96,12 +96,17 @@ class WanPipeline:
     def estimate(self, plan: RunPlan) -> RunEstimate:
         """How long a run of this plan takes from now on: what is loaded already costs nothing."""
         known = Knowledge.of(self._hardware())
-        experts = self._experts if self._experts and self._experts.key == plan.experts.key else None
+        held = self._experts
+        # Another size or LoRA is another build, but around the weights that are there.
+        takes_over = held is not None and held.weights_key == plan.experts.binding.weights_key
+        built = "nothing" if held is None else "this" if held.key == plan.experts.key else "another"
         latent = (plan.experts.workload.batch, *plan.experts.workload.latent_size)
         return RunEstimate(
             parts=(
                 *text_parts(plan.text, self._text_source.spec, known, place=_place(self._text)),
-                *sampling_parts(plan.experts, self.pair.spec, known, places=experts.places if experts else None),
+                *sampling_parts(
+                    plan.experts, self.pair.spec, known, places=held.places if takes_over else None, built=built
+                ),
                 *decode_parts(plan.decode, self._vae_source.spec, latent, known, place=_place(self._vae)),
                 *save_parts(latent, known),
             )

@@ -117,6 +117,39 @@ def test_compiling_loading_and_the_switch_are_part_of_it(machine):
     assert warm["load"].seconds == warm["first step"].seconds == 0.0
 
 
+def test_another_build_around_loaded_weights_imports_and_reads_nothing(machine):
+    """One H200: a second size took 8.1 s where 29.7 s were predicted, 13.7 s of them for reading the experts again."""
+    hardware, there = machine("h200"), dict.fromkeys(Expert, Place.DEVICE)
+    first, second, again = (
+        by_name(sampling_parts(plan_of(hardware), T2V_A14B_TRANSFORMER, known_of(hardware), places=places, built=built))
+        for places, built in ((None, "nothing"), (there, "another"), (there, "this"))
+    )
+    assert first["build"].seconds > second["build"].seconds > again["build"].seconds
+    assert second["build"].seconds < 1.5  # 0.87 s were measured, with the timing of its kernels
+    assert len({each["build"].task.kind for each in (first, second, again)}) == 3
+    assert second["load"].seconds == second["first step"].seconds == 0.0
+
+
+def test_a_pipeline_that_holds_weights_expects_them_at_another_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("WAN_VELOCITY_CACHE", str(tmp_path / "cache"))
+    write_miniature(tmp_path / "model")
+    pipeline = WanPipeline(find_model(tmp_path / "model"), device="cpu")
+    request = SampleRequest(recipe=recipe("official").with_changes(num_steps=2, shift=5.0))
+
+    def kinds(width: int) -> str:
+        plan = pipeline.plan(request, VideoSize(width=width, height=32, num_frames=5))
+        return "; ".join(part.task.kind for part in pipeline.estimate(plan).parts)
+
+    assert "build anew; load experts from file; first step, cold" in kinds(32)
+    plan = pipeline.plan(request, VideoSize(width=32, height=32, num_frames=5))
+    pipeline.sample(plan, pipeline.encode(plan, "a red circle", report=Report()))
+    assert "build again; load experts from device; first step, warm" in kinds(32)
+    pipeline.profile = pipeline.profile.with_settings({"attention.backend": "math"})
+    assert "build after another; load experts from device; first step, warm" in kinds(32)
+    pipeline.profile = pipeline.profile.with_settings({"precision.weights": "bfloat16"})
+    assert "build after another; load experts from file; first step, cold" in kinds(32)
+
+
 def test_one_expert_has_no_switch(machine):
     plan = plan_of(machine("h200"), boundary=0.0)
     assert set(by_name(sampling_parts(plan, T2V_A14B_TRANSFORMER, known_of(machine("h200"))))) == {
