@@ -9,6 +9,7 @@ class WanVelocityExtension(ComfyExtension):
     """Everything this pack adds to ComfyUI."""
 
     async def on_load(self) -> None:
+        host.warn_of_folder()
         host.register_pack_models()
         routes.register_routes()
 

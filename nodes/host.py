@@ -5,6 +5,7 @@ before a run. No other file of the nodes imports comfy, folder_paths, latent_pre
 needs another one of these.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -21,11 +22,18 @@ from ..wan_core.errors import InputError, Interrupted
 from ..wan_core.hardware import Hardware
 from .patcher import available_bytes
 
+_LOG = logging.getLogger(__name__)
 PACK_ROOT = Path(__file__).parent.parent
 MODEL_FOLDERS = ("diffusion_models", "loras", "text_encoders", "vae")
 _MEASURING_BYTES = 1 << 30
 # The host lists no GGUF files; these lists of them have the names that ComfyUI-GGUF gives them.
 _GGUF_LISTS = {"diffusion_models": "unet_gguf", "text_encoders": "clip_gguf"}
+
+
+def warn_of_folder() -> None:
+    """Say in the log why the panels stay empty, where they do."""
+    if " " in PACK_ROOT.name:
+        _LOG.warning("ComfyUI serves no panels from a folder with a space in its name; rename %r", PACK_ROOT.name)
 
 
 def register_pack_models() -> None:

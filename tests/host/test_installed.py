@@ -85,8 +85,11 @@ def test_every_node_is_there_and_no_other_pack(installed: ComfyServer) -> None:
     assert "switched off" not in installed.log
 
 
-def test_it_loads_without_a_warning(installed: ComfyServer) -> None:
+def test_it_loads_without_a_warning_but_that_of_its_folder(installed: ComfyServer) -> None:
     ours = [line for line in installed.log.splitlines() if NAME in line or "wan_core" in line]
+    of_its_folder = [line for line in ours if "serves no panels from a folder with a space in its name" in line]
+    assert len(of_its_folder) == 1
+    ours.remove(of_its_folder[0])
     assert ours, "the pack was not tried"
     assert not [line for line in ours if any(word in line for word in ("WARNING", "ERROR", "FAILED", "Traceback"))]
 

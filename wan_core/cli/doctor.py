@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
+from pathlib import Path
 
 from ..attention import verdict_store
 from ..attention.backends import BACKENDS
@@ -42,6 +43,7 @@ MODULES = {
 NOT_TIMED = "in order of preference; timed at the first run, or now with --measure"
 
 _SIZE_720P = (21, 90, 160)
+_PACK = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +115,7 @@ def examine(device: str | None = None, *, measure: bool = False) -> Diagnosis:
         libraries=versions,
         broken={name: why for name, version in versions.items() if version and (why := why_not(name))},
         auto=auto,
-        notes=notes,
+        notes=(*notes, *folder_notes(_PACK)),
     )
 
 
@@ -175,6 +177,13 @@ def to_issue(diagnosis: Diagnosis) -> str:
     kernels |= {f"note {index}": note for index, note in enumerate(diagnosis.notes, start=1)}
     libraries = {name: _library(name, diagnosis) for name in diagnosis.libraries}
     return issue_report.issue_text(issue_report.pack_version(), rows, kernels, libraries)
+
+
+def folder_notes(pack: Path) -> tuple[str, ...]:
+    """What is wrong with where the pack lies."""
+    if " " not in pack.name:
+        return ()
+    return ("the name of the pack's folder has a space in it, so ComfyUI serves no panels from there: rename it",)
 
 
 def why_not(library: str) -> str | None:

@@ -3,6 +3,7 @@
 import json
 from argparse import ArgumentParser
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -88,7 +89,13 @@ def test_backends_are_asked_about_the_real_problem(machine, name, shape):
 
 
 def test_on_a_cpu_there_is_nothing_to_time(diagnosis):
-    assert (diagnosis.auto, diagnosis.notes) == ((), ())
+    assert (diagnosis.auto, diagnosis.notes) == ((), doctor.folder_notes(doctor._PACK))
+
+
+def test_a_folder_that_comfyui_serves_no_panels_from_is_told():
+    (note,) = doctor.folder_notes(Path("custom nodes", "wan velocity"))
+    assert "has a space in it" in note and "rename it" in note
+    assert doctor.folder_notes(Path("custom nodes", "wan-velocity")) == ()
 
 
 def test_it_tells_what_auto_takes_and_times_it_when_asked(machine, monkeypatch, tmp_path):
