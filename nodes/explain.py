@@ -11,6 +11,7 @@ from ..wan_core.outlook import estimate_facts, part_facts, plan_facts
 from ..wan_core.plan import ExecutionPlan, Workload, resolve
 from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import SampleRequest
+from ..wan_core.storage import storable
 from . import host, native
 from .handles import ExpertsHandle, TextEncoderHandle, VaeHandle
 from .io_types import WanExperts, WanProfile, WanTextEncoder, WanVae
@@ -58,6 +59,7 @@ class ShowPlan(io.ComfyNode):
             latent_size=size,
             batch=samples.shape[0],
             loras=experts.pair.loras,
+            stored=storable(experts.pair),
         )
         known = Knowledge.of(hardware)
         plan = resolve(profile, hardware, experts.pair.spec, workload, known.calibration, current=experts.placement)

@@ -74,6 +74,12 @@ SETTINGS = MappingProxyType(
             "fusion.kernels",
             "Norms, sums and rotations of a block in Triton kernels, with float32 inside. auto: where they run.",
         ),
+        "weight_storage": (
+            "precision.storage",
+            "What the weights of fp8, int8 and GGUF files are kept in: file keeps linear layers as the file stores "
+            "them, half of the memory or less, and decodes each before its product; compute decodes them while "
+            "loading. Same result. auto: file where decoded weights would not stay on the device.",
+        ),
     }
 )
 # Settings that take a number; the other open ones take the name of a kernel.

@@ -16,6 +16,7 @@ from ..wan_core.estimate import Knowledge
 from ..wan_core.outlook import Facts, profile_outlook, recipe_outlook
 from ..wan_core.recipes import SampleRequest, VideoSize, recipe
 from ..wan_core.specs import T2V_A14B_TRANSFORMER, TransformerSpec
+from ..wan_core.storage import NOTHING_STORED, StoredLayers, storable
 from ..wan_core.workload import Workload
 from . import host
 from .load import open_pair
@@ -37,10 +38,10 @@ def about_profile(asked: Mapping[str, object]) -> Facts:
     widgets = dict(asked["widgets"])
     profile = chosen_profile(widgets.pop("preset"), widgets)
     size = VideoSize(**asked["size"]) if asked.get("size") else _RELEASED_SIZE
-    spec, model = _spec(asked.get("experts"))
+    spec, stored, model = _spec(asked.get("experts"))
     request = SampleRequest(recipe=chosen_recipe(asked["recipe"]) if asked.get("recipe") else recipe("official"))
     hardware = host.hardware(measure=PromptServer.instance.prompt_queue.get_tasks_remaining() == 0)
-    workload = Workload(request=request, latent_size=size.latent_size)
+    workload = Workload(request=request, latent_size=size.latent_size, stored=stored)
     facts = profile_outlook(profile, Knowledge.of(hardware), spec, workload)
     return {**facts, "size": str(size), "model": model}
 
@@ -50,15 +51,16 @@ def about_recipe(asked: Mapping[str, object]) -> Facts:
     return recipe_outlook(SampleRequest(recipe=chosen_recipe(asked["recipe"]), **asked.get("request", {})))
 
 
-def _spec(experts: Mapping[str, str] | None) -> tuple[TransformerSpec, str]:
-    """The experts of the graph, if their files are here; else the released model."""
+def _spec(experts: Mapping[str, str] | None) -> tuple[TransformerSpec, StoredLayers, str]:
+    """The experts of the graph, if their files are here; else the released model in plain weights."""
     if experts and experts["high_noise"] in host.model_choices("diffusion_models"):
         try:
-            return open_pair(experts["high_noise"], experts["low_noise"]).spec, experts["high_noise"]
+            pair = open_pair(experts["high_noise"], experts["low_noise"])
+            return pair.spec, storable(pair), experts["high_noise"]
         except InputError:
             # Load Wan Experts says what is wrong with its files; the profile speaks of the released model meanwhile.
             pass
-    return T2V_A14B_TRANSFORMER, "Wan 2.2 T2V A14B"
+    return T2V_A14B_TRANSFORMER, NOTHING_STORED, "Wan 2.2 T2V A14B"
 
 
 def _answering(answer: Callable[[Mapping[str, object]], Facts], turn: asyncio.Lock) -> Callable[[web.Request], object]:

@@ -11,6 +11,7 @@ from ..wan_core.profiles import OptimizationProfile, preset
 from ..wan_core.recipes import RECIPES, SOLVERS, Recipe, SampleRequest, recipe
 from ..wan_core.report import Report
 from ..wan_core.sample import Conditioning
+from ..wan_core.storage import storable
 from . import host, live, native, saved_runs
 from .handles import ExpertsHandle
 from .io_types import WanExperts, WanProfile
@@ -134,6 +135,7 @@ class MoeSampler(io.ComfyNode):
             latent_size=tuple(samples.shape[2:]),
             batch=samples.shape[0],
             loras=experts.pair.loras,
+            stored=storable(experts.pair),
         )
         hardware, report = host.hardware(), Report()
         profile = profile or preset("auto")

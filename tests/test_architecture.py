@@ -28,7 +28,7 @@ LAYERS = {
     "composition": {
         "activations", "adaptation", "build", "choices", "component_plan", "components", "countdown", "demand",
         "estimate", "footprint", "live", "lora_plan", "memory_plan", "native", "outlook", "placing", "plan", "predict",
-        "recovery", "run_plan", "workload",
+        "recovery", "run_plan", "storage", "workload",
     },
     "surface": {"__init__", "__main__", "bench", "cli", "pipeline", "sample", "steps"},
 }  # fmt: skip

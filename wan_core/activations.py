@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from .attention.interface import Attend
+from .checkpoint.codes import Coding
 from .kernels.block import TORCH, BlockKernels
 from .live_bytes import LiveBytes
 from .meta import without_numbers
 from .models.layers import KeyValue
 from .models.transformer import TextContext, WanTransformer, wants_float32
 from .specs import TransformerSpec
+from .storage import keep_as_stored
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -27,7 +29,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class ForwardShape:
     """One forward of an expert: the latent (T, H, W), the samples in its batch, dtypes, attention kernels by name.
 
-    has_adapters: whether something stands beside the linear layers.
+    has_adapters: whether something stands beside the linear layers. stored: layers of the block that keep codes.
     """
 
     latent_size: tuple[int, int, int]
@@ -39,6 +41,7 @@ class ForwardShape:
     is_compiled: bool = False
     block_kernels: str = "off"
     has_adapters: bool = False
+    stored: tuple[tuple[str, Coding], ...] = ()
 
 
 @lru_cache(maxsize=256)
@@ -61,7 +64,15 @@ def _compiled_block(spec: TransformerSpec, shape: ForwardShape) -> int:
     attention = (wide + 6 * narrow) * spec.dim
     feed_forward = (2 * wide + narrow) * spec.dim + num_hidden * narrow * spec.ffn_dim
     in_attention = (wide + 4 * narrow) * spec.dim * num_tokens + _attention_bytes(spec, shape, shape.attention)
-    return max(num_tokens * max(attention, feed_forward), in_attention)
+    return max(num_tokens * max(attention, feed_forward), in_attention) + _compiled_weight(spec, shape)
+
+
+def _compiled_weight(spec: TransformerSpec, shape: ForwardShape) -> int:
+    """The largest decoded weight; of blocks of GGUF also its float32 numbers, which may not all be fused away."""
+    if not shape.stored:
+        return 0
+    has_blocks = any(coding.codes_dtype != coding.dtype for _, coding in shape.stored)
+    return spec.dim * spec.ffn_dim * (DTYPE_BYTES[shape.dtype] + (8 if has_blocks else 0))
 
 
 def _counted(spec: TransformerSpec, shape: ForwardShape) -> int:
@@ -80,6 +91,7 @@ def _counted(spec: TransformerSpec, shape: ForwardShape) -> int:
     for name, parameter in transformer.named_parameters():
         if not wants_float32(name):
             parameter.data = parameter.data.to(dtype)
+    keep_as_stored(transformer, {f"blocks.0.{layer}": coding for layer, coding in shape.stored}, dtype)
     if shape.is_compiled:
         transformer.blocks[0].forward = lambda x, *rest: torch.empty_like(x)
     text = TextContext((KeyValue(keys, keys),))

@@ -64,6 +64,11 @@ class Arrangement:
     merged: Mapping[str, tuple[Placed, ...]]
     reasons: tuple[str, ...]
 
+    @property
+    def merged_layers(self) -> frozenset[str]:
+        """Layers whose weight is changed itself; a change of the bias leaves it as it is."""
+        return frozenset(name.removesuffix(".weight") for name in self.merged if name.endswith(".weight"))
+
     def adapter_bytes(self, spec: TransformerSpec, itemsize: int) -> int:
         """Memory of what stands beside, in a dtype of `itemsize` bytes."""
         shapes = transformer_shapes(spec)
@@ -146,11 +151,11 @@ class ExpertLoras:
         self._arrangement = arrangement
         self._adapters: dict[str, Adapter] = {}
         for layer, changes in arrangement.beside.items():
-            out_features, in_features = checkpoint.tensors[f"{layer}.weight"].shape
+            linear = transformer.get_submodule(layer)
             terms = [placed.term for placed in changes]
             with without_numbers():
-                adapter = Adapter(in_features, out_features, terms, dtype)
-            attach(transformer.get_submodule(layer), adapter)
+                adapter = Adapter(linear.in_features, linear.out_features, terms, dtype)
+            attach(linear, adapter)
             self._adapters[layer] = adapter
 
     @property

@@ -1,8 +1,8 @@
 """From a plan to bound objects: the only place where the order of optimizations lives.
 
-Order: bind fused kernels and attention -> module on the meta device -> LoRAs beside its layers -> weights, and LoRAs
-merged into them (read when first needed, straight to their place) -> compile -> residency. After this nobody holds the
-profile, and no forward asks which mode it is in.
+Order: bind fused kernels and attention -> module on the meta device -> layers that keep the codes of their file -> LoRAs
+beside its layers -> weights, and LoRAs merged into them (read when first needed, straight to their place) -> compile ->
+residency. After this nobody holds the profile, and no forward asks which mode it is in.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from .adaptation import ExpertLoras, arrange
 from .attention import verdict_store
 from .attention.calibrate import calibrate, is_measurable
 from .attention.interface import bind, import_ahead
+from .checkpoint.codes import as_stored
 from .checkpoint.experts import ExpertPair
 from .checkpoint.load import ParameterSource
 from .checkpoint.read import Checkpoint
@@ -38,6 +39,7 @@ from .offload.weights import Weights
 from .plan import ExecutionPlan, ExpertsBinding
 from .report import Decision, Rejection, Report
 from .specs import Expert
+from .storage import NOTHING_STORED, StoredLayers, keep_as_stored
 
 MakeResidency = Callable[[Mapping[Expert, Weights]], Residency]
 
@@ -103,7 +105,7 @@ def build_experts(
             attention_decision,
             cross_decision,
             *_kernels_passed_over(KERNELS_TOPIC, binding.block_kernels, kernel_problem, strict=strict),
-            *(each for expert in Expert for each in _decoded(str(expert), pair[expert], binding.dtype)),
+            *(each for expert in Expert for each in _decoded(str(expert), pair[expert], binding.dtype, binding.stored)),
         ),
         key=binding.key,
         weights_key=binding.weights_key,
@@ -142,17 +144,19 @@ def _weights_of(
 
     The LoRAs come first: what they put beside the layers is among the parameters that the weights count.
     """
-    dtype = getattr(torch, binding.dtype)
+    dtype, stored = getattr(torch, binding.dtype), dict(binding.stored.codings)
+    typed(transformer, lambda name: torch.float32 if wants_float32(name) else dtype)
+    keep_as_stored(transformer, stored, dtype)
     loras = ExpertLoras(
         transformer,
-        pair[expert],
+        as_stored(pair[expert], stored),
         arrange(pair.loras, expert, binding.lora),
         tuple(choice.strength(expert) for choice in pair.loras),
         dtype,
         binding.device,
     )
     weights = Weights(
-        typed(transformer, lambda name: torch.float32 if wants_float32(name) else dtype),
+        transformer,
         loras.fill,
         device=binding.device,
         dtype=dtype,
@@ -172,12 +176,16 @@ def _kernels_passed_over(topic: str, asked: str, problem: str | None, *, strict:
     return (Decision(topic=topic, asked=asked, chosen="off", rejected=(Rejection(name=asked, reason=problem),)),)
 
 
-def _decoded(what: str, checkpoint: Checkpoint, dtype: str) -> tuple[Decision, ...]:
-    """What a file stores, where that is not what is computed with."""
+def _decoded(
+    what: str, checkpoint: Checkpoint, dtype: str, kept: StoredLayers = NOTHING_STORED
+) -> tuple[Decision, ...]:
+    """What a file stores, where that is not what is computed with. kept: layers that are decoded for each product."""
     if not (stored := checkpoint.encoding.text):
         return ()
-    reason = f"decoded while loading; {checkpoint.label} stores {stored}"
-    return (Decision(topic=f"weights of the {what}", asked="auto", chosen=dtype, reason=reason),)
+    chosen = f"{kept}, {dtype} in the others" if kept else dtype
+    when = "decoded before each product, the others while loading" if kept else "decoded while loading"
+    reason = f"{when}; {checkpoint.label} stores {stored}"
+    return (Decision(topic=f"weights of the {what}", asked="auto", chosen=chosen, reason=reason),)
 
 
 def typed(module: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> nn.Module:

@@ -4,6 +4,7 @@ Each returns the choice and the `Decision` that explains it; none loads anything
 stand here and nowhere else.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from .attention.backends import BACKENDS
@@ -13,14 +14,17 @@ from .errors import UnsupportedError
 from .hardware import Hardware
 from .placement import Placement
 from .profiles import OptimizationProfile
-from .report import Decision
+from .report import Decision, gib
+from .storage import NOTHING_STORED, StoredLayers
 
 # Below this many tokens one pass leaves the device idle and a batch of two is faster; above, batching gains nothing
 # and costs memory (32,760 tokens, one H200, 2026-11-21: sequential 5.15 s a step, batched 5.23, two streams 5.24).
 BATCHED_GUIDANCE_TOKENS = 16_384
 KERNELS_TOPIC = "fused kernels"
 VAE_KERNELS_TOPIC = "VAE fused kernels"
+STORAGE_TOPIC = "weight storage"
 
+_NOTHING_ENCODED = "the files of these experts hold no linear layers in 8 bits or fewer"
 _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
@@ -100,6 +104,40 @@ def choose_block_kernels(
     if asked == "off":
         return "off", Decision(topic=KERNELS_TOPIC, asked=asked, chosen="off")
     return "off", Decision(topic=KERNELS_TOPIC, asked=asked, chosen="off", reason=reason)
+
+
+def storable_layers(profile: OptimizationProfile, stored: StoredLayers, merged_layers: Collection[str]) -> StoredLayers:
+    """The layers that may stay as their files store them; a LoRA can only be merged into decoded weights.
+
+    Raises `UnsupportedError` where a strict profile asks for them and cannot have them.
+    """
+    asked = profile.precision.storage
+    if asked == "compute":
+        return NOTHING_STORED
+    kept = stored.without(merged_layers, "changed by a merged LoRA")
+    if asked == "file" and profile.on_unsupported == "error" and (kept.left or not kept):
+        reason = "; ".join(kept.left) or _NOTHING_ENCODED
+        raise UnsupportedError(f"{STORAGE_TOPIC} 'file' cannot be kept to here: {reason}; use 'auto'")
+    return kept
+
+
+def decide_storage(
+    asked: str, stored: StoredLayers, placement: Placement, decoded_bytes: int, kept_bytes: int
+) -> tuple[Decision, ...]:
+    """What the weights are kept in, and why; nothing to be said of files with plain weights.
+
+    stored: the layers that may stay. decoded_bytes, kept_bytes: of an expert without and with them.
+    """
+    if not stored:
+        reason = "; ".join(stored.left) or _NOTHING_ENCODED
+        is_news = stored.left or asked == "file"
+        return (Decision(topic=STORAGE_TOPIC, asked=asked, chosen="compute", reason=reason),) if is_news else ()
+    if placement.storage == "compute":
+        reason = f"decoded weights stay on the device; {stored} could be kept as stored"
+        return (Decision(topic=STORAGE_TOPIC, asked=asked, chosen="compute", reason=reason),)
+    sizes = f"{gib(kept_bytes)} an expert instead of {gib(decoded_bytes)}"
+    reasons = (f"{stored}, decoded before each product; {sizes}", *stored.left)
+    return (Decision(topic=STORAGE_TOPIC, asked=asked, chosen="file", reason="; ".join(reasons)),)
 
 
 def compile_with(placement: Placement, decision: Decision) -> Decision:

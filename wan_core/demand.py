@@ -7,12 +7,21 @@ from dataclasses import dataclass, replace
 
 from .activations import DTYPE_BYTES, ForwardShape, forward_bytes
 from .attention.interface import AttentionProblem, KernelChoice
-from .choices import choose_attention, choose_block_kernels, choose_compile, choose_dtype, choose_guidance
+from .choices import (
+    choose_attention,
+    choose_block_kernels,
+    choose_compile,
+    choose_dtype,
+    choose_guidance,
+    decide_storage,
+    storable_layers,
+)
 from .footprint import (
     FIXED_SEGMENTS_SHARE,
     ROUNDING_BYTES,
     SLACK_BYTES,
     WORKSPACE_BYTES,
+    UnitSizes,
     expert_sizes,
     latents_bytes,
     text_context_bytes,
@@ -26,12 +35,16 @@ from .predict import forward_seconds
 from .profiles import OptimizationProfile
 from .report import Decision
 from .specs import TransformerSpec
+from .storage import NOTHING_STORED, StoredLayers
 from .workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsDemand:
-    """Choices that hold wherever the weights are, each with its reason, and what follows from them."""
+    """Choices that hold wherever the weights are, each with its reason, and what follows from them.
+
+    storable: layers that may stay as their files store them. stored: those of them that do.
+    """
 
     profile: OptimizationProfile
     hardware: Hardware
@@ -46,10 +59,21 @@ class ExpertsDemand:
     compile_decision: Decision
     kernels_decision: Decision
     guidance_decision: Decision
+    storable: StoredLayers = NOTHING_STORED
+    stored: StoredLayers = NOTHING_STORED
 
     @property
     def residual(self) -> str:
         return self.dtype if self.profile.precision.residual == "weights" else "float32"
+
+    @property
+    def weights(self) -> UnitSizes:
+        """Of one expert."""
+        return expert_sizes(self.spec, self.dtype, self.stored)
+
+    def as_stored(self) -> "ExpertsDemand":
+        """The same with all layers as their files store them that may stay so."""
+        return replace(self, stored=self.storable)
 
     def kernels(self, cut: Split) -> tuple[KernelChoice, KernelChoice]:
         """Kernels for self and cross attention."""
@@ -82,10 +106,13 @@ class ExpertsDemand:
         forwards_at_once = 2 if cut.guidance == "two-stream" and self.workload.is_guided else 1
         # A batched pair of contexts stands beside the conditional one, which steps at guidance 1 use alone.
         contexts = 1 if not self.workload.is_guided else 3 if cut.guidance == "batched" else 2
-        activations = forwards_at_once * forward_bytes(self.spec, shape)
+        # Blocks that a file stores in different ways take different room while they are decoded.
+        layouts = self.stored.layouts or ({},)
+        shapes = (replace(shape, stored=tuple(layout.items())) for layout in layouts)
+        activations = forwards_at_once * max(forward_bytes(self.spec, each) for each in shapes)
         rests = int(FIXED_SEGMENTS_SHARE * activations) if self.hardware.has_fixed_segments else 0
         return Sampling(
-            weights=expert_sizes(self.spec, self.dtype),
+            weights=self.weights,
             adapters=self.lora.adapter_bytes,
             activations=activations,
             text=text_context_bytes(self.spec, contexts * batch, self.dtype),
@@ -102,9 +129,15 @@ class ExpertsDemand:
             splits=tuple(self._splits()),
             aside=aside,
             current=current,
+            storage="file" if self.stored else "compute",
             passes=2 if self.workload.is_guided else 1,
             seconds=None if rate is None else forward_seconds(self.spec, self.workload.latent_size, 1, rate),
         )
+
+    def decide_storage(self, placement: Placement) -> tuple[Decision, ...]:
+        """What the weights are kept in, and why."""
+        decoded, kept = (expert_sizes(self.spec, self.dtype, each).total for each in (NOTHING_STORED, self.stored))
+        return decide_storage(self.profile.precision.storage, self.storable, placement, decoded, kept)
 
     def decide_split(self, cut: Split) -> Iterator[Decision]:
         """Why a step is cut as it is."""
@@ -144,6 +177,7 @@ def choose(
     block_kernels, kernels_decision = choose_block_kernels(
         profile.fusion.kernels, compile_mode, dtype, hardware, profile
     )
+    lora = plan_loras(workload.loras, spec, profile, DTYPE_BYTES[dtype])
     return ExpertsDemand(
         profile=profile,
         hardware=hardware,
@@ -153,9 +187,10 @@ def choose(
         compile_mode=compile_mode,
         block_kernels=block_kernels,
         guidance=guidance,
-        lora=plan_loras(workload.loras, spec, profile, DTYPE_BYTES[dtype]),
+        lora=lora,
         dtype_decision=dtype_decision,
         compile_decision=compile_decision,
         kernels_decision=kernels_decision,
         guidance_decision=guidance_decision,
+        storable=storable_layers(profile, workload.stored, lora.merged_layers),
     )

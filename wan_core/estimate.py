@@ -245,7 +245,7 @@ def _timing_seconds(plan: ExecutionPlan, known: Knowledge, *, is_first: bool) ->
 
 
 def _load(plan: ExecutionPlan, spec: TransformerSpec, places: Mapping[Expert, Place], order: Sequence[Expert]) -> Part:
-    each = expert_sizes(spec, plan.binding.dtype).total
+    each = expert_sizes(spec, plan.binding.dtype, plan.binding.stored).total
     at_once = tuple(Expert) if plan.weight_bytes >= 2 * each else order[:1]
     moved = [expert for expert in at_once if places[expert] is not Place.DEVICE]
     source = places[moved[0]] if moved else Place.DEVICE
@@ -268,7 +268,7 @@ def _first_step(plan: ExecutionPlan, spec: TransformerSpec, known: Knowledge, *,
 
 
 def _switch(plan: ExecutionPlan, spec: TransformerSpec, place: Place) -> Part:
-    each = expert_sizes(spec, plan.binding.dtype).total
+    each = expert_sizes(spec, plan.binding.dtype, plan.binding.stored).total
     source = Place.DEVICE if plan.weight_bytes >= 2 * each else place
     kind = f"switch, from {source.value}"
     task = Task(kind=kind, size=f"{_model(spec)} {plan.key}", work=float(each))

@@ -10,9 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .activations import DTYPE_BYTES
-from .checkpoint.inventory import Shapes, text_encoder_shapes, transformer_shapes, vae_shapes
+from .checkpoint.inventory import Shape, Shapes, text_encoder_shapes, transformer_shapes, vae_shapes
 from .models.transformer import wants_float32
 from .specs import TextEncoderSpec, TransformerSpec, VaeSpec
+from .storage import NOTHING_STORED, StoredLayers
+
+# Name and shape of a tensor -> bytes of what is kept of it, piece by piece.
+Pieces = Callable[[str, Shape], tuple[int, ...]]
 
 # The allocator's unfilled pieces, and kernels that the driver loads when they are first launched.
 SLACK_BYTES = 1 << 30
@@ -37,40 +41,58 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitSizes:
-    """Bytes of a module's weights, by the units that they move in: equal blocks, and the rest."""
+    """Bytes of a module's weights, by the units that they move in: its blocks, and the rest."""
 
-    block: int
-    num_blocks: int
+    blocks: tuple[int, ...]
     rest: int
 
     @property
+    def num_blocks(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def block(self) -> int:
+        """The largest block; all are equal, unless a file stores them in different ways and they stay like that."""
+        return max(self.blocks, default=0)
+
+    @property
     def total(self) -> int:
-        return self.rest + self.num_blocks * self.block
+        return self.rest + sum(self.blocks)
+
+    def streamed(self, num_blocks: int) -> int:
+        """What passes through in one forward: the last blocks."""
+        return sum(self.blocks[len(self.blocks) - num_blocks :])
 
     def on_device(self, streamed_blocks: int = 0) -> int:
         """What the device holds while the module runs: streamed blocks pass through two buffers, each of one block."""
-        return self.total - streamed_blocks * self.block + self.buffers(streamed_blocks)
+        return self.total - self.streamed(streamed_blocks) + self.buffers(streamed_blocks)
 
     def buffers(self, streamed_blocks: int) -> int:
         """What of that is there for a run only."""
-        return min(streamed_blocks, _NUM_BUFFERS) * self.block
+        largest = max(self.blocks[len(self.blocks) - streamed_blocks :], default=0)
+        return min(streamed_blocks, _NUM_BUFFERS) * largest
 
 
-def expert_sizes(spec: TransformerSpec, dtype: str) -> UnitSizes:
-    """Weights of one expert; what stays in float32 does so whatever the dtype."""
-    return _units(
-        transformer_shapes(spec), lambda name: 4 if wants_float32(name) else DTYPE_BYTES[dtype], spec.num_layers
-    )
+def expert_sizes(spec: TransformerSpec, dtype: str, stored: StoredLayers = NOTHING_STORED) -> UnitSizes:
+    """Weights of one expert; what stays in float32 does so whatever the dtype. stored: what stays in its codes."""
+    codings = {f"{layer}.weight": coding for layer, coding in stored.codings}
+
+    def pieces(name: str, shape: Shape) -> tuple[int, ...]:
+        if coding := codings.get(name):
+            return coding.piece_bytes(shape)
+        return (math.prod(shape) * (4 if wants_float32(name) else DTYPE_BYTES[dtype]),)
+
+    return _units(transformer_shapes(spec), pieces, spec.num_layers)
 
 
 def text_encoder_sizes(spec: TextEncoderSpec, dtype: str) -> UnitSizes:
     """Weights of the text encoder."""
-    return _units(text_encoder_shapes(spec), lambda name: DTYPE_BYTES[dtype], spec.num_layers)
+    return _units(text_encoder_shapes(spec), _all_in(dtype), spec.num_layers)
 
 
 def vae_bytes(spec: VaeSpec, dtype: str) -> int:
     """Weights of the VAE, encoder and decoder."""
-    return _units(vae_shapes(spec), lambda name: DTYPE_BYTES[dtype], 0).total
+    return _units(vae_shapes(spec), _all_in(dtype), 0).total
 
 
 def text_context_bytes(spec: TransformerSpec, num_prompts: int, dtype: str) -> int:
@@ -111,16 +133,19 @@ def allocated(nbytes: int) -> int:
     return piece if piece - exact <= _MIB else exact
 
 
-def _units(shapes: Shapes, itemsize_of: Callable[[str], int], num_blocks: int) -> UnitSizes:
-    blocks = rest = 0
+def _all_in(dtype: str) -> Pieces:
+    return lambda name, shape: (math.prod(shape) * DTYPE_BYTES[dtype],)
+
+
+def _units(shapes: Shapes, pieces: Pieces, num_blocks: int) -> UnitSizes:
+    blocks, rest = [0] * num_blocks, 0
     for name, shape in shapes.items():
-        nbytes = itemsize_of(name) * math.prod(shape)
+        nbytes = sum(_round_up(piece, _ALIGNMENT) for piece in pieces(name, shape))
         if num_blocks and name.startswith("blocks."):
-            blocks += _round_up(nbytes, _ALIGNMENT)
+            blocks[int(name.split(".", 2)[1])] += nbytes
         else:
-            rest += _round_up(nbytes, _ALIGNMENT)
-    block = blocks // num_blocks if num_blocks else 0
-    return UnitSizes(block=allocated(block), num_blocks=num_blocks, rest=allocated(rest))
+            rest += nbytes
+    return UnitSizes(blocks=tuple(map(allocated, blocks)), rest=allocated(rest))
 
 
 def _round_up(number: int, step: int) -> int:

@@ -21,12 +21,16 @@ LoraIdentity = tuple[str, tuple[tuple[str, int, int], ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraPlan:
-    """How LoRAs are applied. files: equal where nothing has to be read anew. adapter_bytes: beside each expert."""
+    """How LoRAs are applied. files: equal where nothing has to be read anew. adapter_bytes: beside each expert.
+
+    merged_layers: linear layers of either expert whose weight is changed itself.
+    """
 
     application: Application
     files: tuple[LoraIdentity, ...]
     adapter_bytes: tuple[int, ...]
     decisions: tuple[Decision, ...]
+    merged_layers: frozenset[str] = frozenset()
 
 
 def plan_loras(
@@ -47,6 +51,7 @@ def plan_loras(
         files=lora_files(loras),
         adapter_bytes=tuple(arrangement.adapter_bytes(spec, itemsize) for arrangement in arranged.values()),
         decisions=(_placement(asked, arranged, reasons), *_descriptions(loras, spec)) if loras else (),
+        merged_layers=frozenset(layer for arrangement in arranged.values() for layer in arrangement.merged_layers),
     )
 
 

@@ -36,6 +36,7 @@ from .report import Report
 from .run_plan import Loaded, ModelSpecs, RunPlan, resolve_run
 from .sample import Conditioning, SampleResult, sample
 from .specs import DEFAULT_NEGATIVE_PROMPT
+from .storage import storable
 from .workload import Workload
 
 # Fewer than a text encoder remembers.
@@ -87,7 +88,13 @@ class WanPipeline:
     def plan(self, request: SampleRequest, size: VideoSize, *, batch: int = 1) -> RunPlan:
         """What a run would do; builds and loads nothing."""
         hardware = self._hardware()
-        workload = Workload(request=request, latent_size=size.latent_size, batch=batch, loras=self.pair.loras)
+        workload = Workload(
+            request=request,
+            latent_size=size.latent_size,
+            batch=batch,
+            loras=self.pair.loras,
+            stored=storable(self.pair),
+        )
         specs = ModelSpecs(transformer=self.pair.spec, text_encoder=self._text_source.spec, vae=self._vae_source.spec)
         known = verdict_store.read(hardware)
         current = self._experts.placement if self._experts else None

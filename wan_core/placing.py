@@ -12,7 +12,7 @@ from .errors import InputError, OutOfMemoryError
 from .footprint import SLACK_BYTES
 from .hardware import Hardware
 from .memory_plan import Sampling
-from .placement import Placement, PlacementPolicy
+from .placement import Placement, PlacementPolicy, WeightStorage
 from .predict import READ_RATE
 from .profiles import OffloadSpec
 from .report import Decision, Rejection, gib
@@ -40,7 +40,8 @@ class Demand:
     """What is to be placed. sampling: what a split takes; splits: those allowed, the preferred one first.
 
     passes: forwards of a step, for one video. seconds: of computing in one of them, `None` where it is not known.
-    aside: bytes that must stay free beside it. current: the placement of experts that are built already.
+    aside: bytes that must stay free beside it. current: the placement of experts that are built already. storage: what
+    the weights are kept in.
     """
 
     sampling: Callable[[Split], Sampling]
@@ -49,6 +50,7 @@ class Demand:
     seconds: float | None
     aside: int = 0
     current: Placement | None = None
+    storage: WeightStorage = "compute"
 
     def needed(self, placement: Placement, split: Split) -> int:
         return self.sampling(split).needed(placement) + self.aside
@@ -95,7 +97,11 @@ def place(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Placed:
 def _stay(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Placed | None:
     """The current placement, where it is allowed, fits but for a little, and no better one would."""
     current = demand.current
-    if current is None or asked.num_streamed not in (None, current.streamed_blocks):
+    if (
+        current is None
+        or current.storage != demand.storage
+        or asked.num_streamed not in (None, current.streamed_blocks)
+    ):
         return None
     for placement, split in _rungs(asked, demand, hardware):
         if placement.policy == current.policy and current.streamed_blocks <= placement.streamed_blocks + _FEW_BLOCKS:
@@ -143,7 +149,7 @@ def _rungs(asked: OffloadSpec, demand: Demand, hardware: Hardware) -> Iterator[t
         if policy == "stream":
             yield from _streamed(asked.num_streamed, replace(demand, splits=splits), hardware.free_memory)
         else:
-            yield from ((Placement(policy=policy), cut) for cut in splits)
+            yield from ((Placement(policy=policy, storage=demand.storage), cut) for cut in splits)
 
 
 def _streamed(num_blocks: int | None, demand: Demand, free: int) -> Iterator[tuple[Placement, Split]]:
@@ -152,11 +158,12 @@ def _streamed(num_blocks: int | None, demand: Demand, free: int) -> Iterator[tup
         limit = demand.sampling(demand.splits[0]).weights.num_blocks
         if num_blocks > limit:
             raise InputError(f"offload.streamed_blocks is {num_blocks}, expected auto or at most {limit}, all blocks")
-        yield from ((Placement(policy="stream", streamed_blocks=num_blocks), split) for split in demand.splits)
+        asked = Placement(policy="stream", streamed_blocks=num_blocks, storage=demand.storage)
+        yield from ((asked, split) for split in demand.splits)
         return
     ways = [(*_fewest(demand.sampling(split), free - demand.aside), index) for index, split in enumerate(demand.splits)]
     _, blocks, index = min(ways)
-    yield Placement(policy="stream", streamed_blocks=blocks), demand.splits[index]
+    yield Placement(policy="stream", streamed_blocks=blocks, storage=demand.storage), demand.splits[index]
 
 
 def _fewest(sampling: Sampling, free: int) -> tuple[int, int]:
@@ -176,7 +183,7 @@ def _costs(placement: Placement, split: Split, demand: Demand, hardware: Hardwar
     weights, rate = sampling.weights, hardware.host_bandwidth or ASSUMED_BANDWIDTH
     at = f"at {rate / 1e9:.0f} GB/s ({'measured' if hardware.host_bandwidth else 'assumed'})"
     if placement.streamed_blocks:
-        streamed = placement.streamed_blocks * weights.block
+        streamed = weights.streamed(placement.streamed_blocks)
         yield (
             f"{placement.streamed_blocks} of {weights.num_blocks} blocks pass through two buffers: {gib(streamed)} a "
             f"forward, {streamed / rate:.2g} s {at}{_hidden(streamed / rate, placement, split, demand)}"

@@ -12,13 +12,13 @@ from .adaptation import Application
 from .attention.interface import KernelChoice
 from .attention.verdicts import NOTHING_MEASURED, Calibration
 from .choices import choose_tf32, compile_with
-from .demand import choose
+from .demand import ExpertsDemand, choose
 from .errors import OutOfMemoryError
 from .hardware import Hardware
 from .lora_plan import LoraIdentity, lora_disagreements
 from .memory_plan import Phase
 from .placement import Placement
-from .placing import place, within_budget
+from .placing import Placed, place, within_budget
 from .predict import forward_seconds
 from .profiles import PRESETS, OptimizationProfile
 from .recipes import disagreements
@@ -26,6 +26,7 @@ from .report import Decision
 from .sampling.experts import split
 from .sampling.schedule import Schedule, for_request
 from .specs import Expert, TransformerSpec, video_frames
+from .storage import NOTHING_STORED, StoredLayers
 from .workload import Workload
 
 # Latent rows and columns of 832x480, the smaller of the sizes that the model was trained for.
@@ -47,6 +48,7 @@ class ExpertsBinding:
     on_unsupported: str
     lora: Application
     lora_files: tuple[LoraIdentity, ...]
+    stored: StoredLayers = NOTHING_STORED
 
     @property
     def key(self) -> str:
@@ -54,12 +56,12 @@ class ExpertsBinding:
 
         Of the kernels only the first counts: where another size has another order behind it, the build serves both.
         """
-        return _hash(self.key_without_loras, self.lora, self.lora_files)
+        return _hash(self.key_without_loras, self.stored.codings, self.lora, self.lora_files)
 
     @property
     def weights_key(self) -> str:
         """Builds that agree in this one hold the same weights, wherever they are and but for what LoRAs change."""
-        return _hash(self.device, self.dtype)
+        return _hash(self.device, self.dtype, self.stored.codings)
 
     @property
     def key_without_loras(self) -> str:
@@ -187,9 +189,8 @@ def _resolve(
 ) -> ExecutionPlan:
     schedule = for_request(workload.request)
     experts = split(schedule, workload.request.recipe.boundary)
-    demand = choose(profile, hardware, spec, workload)
     tf32, tf32_decision = choose_tf32(profile.precision.tf32, hardware)
-    placed = place(profile.offload, demand.placeable(aside, current), hardware)
+    demand, placed = _place(profile, hardware, choose(profile, hardware, spec, workload), aside, current)
     attention, cross = demand.kernels(placed.split)
     compiling = compile_with(placed.placement, demand.compile_decision)
     return ExecutionPlan(
@@ -208,6 +209,7 @@ def _resolve(
             on_unsupported=profile.on_unsupported,
             lora=demand.lora.application,
             lora_files=demand.lora.files,
+            stored=demand.stored,
         ),
         guidance=placed.split.guidance,
         videos_at_once=placed.split.batch,
@@ -226,10 +228,32 @@ def _resolve(
             demand.kernels_decision,
             tf32_decision,
             placed.decision,
+            *demand.decide_storage(placed.placement),
             *demand.lora.decisions,
         ),
         warnings=(*_warnings(workload), *placed.warnings),
     )
+
+
+def _place(
+    profile: OptimizationProfile, hardware: Hardware, demand: ExpertsDemand, aside: int, current: Placement | None
+) -> tuple[ExpertsDemand, Placed]:
+    """Where the weights go, and what they are kept in: where they stay on the device anyway, decoded.
+
+    What is built as its files store it and stays on the device goes on so: another way would read them again.
+    """
+    as_stored = demand.as_stored()
+    is_built_so = current is not None and current.policy == "resident" and current.storage == "file"
+    if not demand.storable or (profile.precision.storage == "auto" and not is_built_so):
+        try:
+            placed = place(profile.offload, demand.placeable(aside, current), hardware)
+        except OutOfMemoryError:
+            if not demand.storable:
+                raise
+        else:
+            if not demand.storable or placed.placement.policy == "resident":
+                return demand, placed
+    return as_stored, place(profile.offload, as_stored.placeable(aside, current), hardware)
 
 
 def _warnings(workload: Workload) -> tuple[str, ...]:

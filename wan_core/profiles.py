@@ -56,12 +56,15 @@ class PrecisionSpec(Checked):
     """Dtype of the weights and matrix products, and of the residual stream between them.
 
     "auto" is bfloat16 where the device computes it natively and float32 elsewhere. `tf32` concerns only what is left
-    in float32, for the duration of the run.
+    in float32, for the duration of the run. storage: weights of fp8, int8 and GGUF files are decoded to that dtype
+    while they are loaded ("compute"), or stay in memory as the file stores them and are decoded before each product
+    ("file"): the same numbers. "auto" decodes them where they stay on the device then.
     """
 
     weights: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     residual: Literal["float32", "weights"] = "float32"
     tf32: Literal["off", "on"] = "off"
+    storage: Literal["auto", "compute", "file"] = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

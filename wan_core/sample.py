@@ -113,9 +113,9 @@ def _finish(plan: ExecutionPlan, latent: Tensor) -> Tensor:
 
 
 def _decisions(plan: ExecutionPlan, experts: Experts) -> list[Decision]:
-    """The plan's decisions, with those that building changed in place of the planned ones."""
-    built = {decision.topic: decision for decision in experts.decisions}
-    return [built.get(decision.topic, decision) for decision in plan.decisions]
+    """The plan's decisions, with those that building changed in place of the planned ones, and what only it knows."""
+    planned = {decision.topic: decision for decision in plan.decisions}
+    return list((planned | {decision.topic: decision for decision in experts.decisions}).values())
 
 
 def _as_compiled(decision: Decision, experts: Experts) -> Decision:

@@ -6,6 +6,7 @@ from .checkpoint.lora_pair import LoraChoice
 from .errors import InputError
 from .recipes import SampleRequest
 from .specs import Expert
+from .storage import NOTHING_STORED, StoredLayers
 
 
 def check_sides(latent_size: tuple[int, int, int]) -> None:
@@ -17,12 +18,16 @@ def check_sides(latent_size: tuple[int, int, int]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What is to be computed: the latent (T, H, W), the number of videos in the batch, the request, and the LoRAs."""
+    """What is to be computed: the latent (T, H, W), the number of videos in the batch, the request, and the LoRAs.
+
+    stored: layers of the experts that can stay as their files store them.
+    """
 
     request: SampleRequest
     latent_size: tuple[int, int, int]
     batch: int = 1
     loras: tuple[LoraChoice, ...] = ()
+    stored: StoredLayers = NOTHING_STORED
 
     def __post_init__(self) -> None:
         check_sides(self.latent_size)

@@ -16,7 +16,7 @@ WIDGETS = {
     "WanVelocityProfile": [
         "preset", "attention", "cross_attention", "weights", "residual", "tf32", "guidance", "offload", "compile",
         "vae_tiling", "vae_precision", "quality", "on_unsupported", "lora", "streamed_blocks", "memory_budget",
-        "fused_kernels",
+        "fused_kernels", "weight_storage",
     ],
     "WanVelocityLoadTextEncoder": ["file"],
     "WanVelocityEncodeText": ["prompt", "negative_prompt"],

@@ -62,15 +62,21 @@ def decode(raw: Tensor, info: TensorInfo, scale: Tensor | None, first: int) -> T
 
     raw: their bytes (n,) uint8. scale: all of the tensor's scales, flat, float32. first: index of the first grain.
     """
-    if info.dtype in BLOCK_FORMATS:
-        return decode_blocks(raw, info.dtype)
-    numbers = raw.view(getattr(torch, info.dtype))
-    if scale is None:
-        return numbers
-    if scale.numel() > 1:
-        numbers = numbers.view(-1, grain(info).size)
-        scale = scale[first : first + numbers.shape[0], None]
-    return (numbers.float() * scale).view(-1)
+    form = BLOCK_FORMATS.get(info.dtype)
+    codes = raw.view(-1, form.nbytes) if form else raw.view(getattr(torch, info.dtype)).view(-1, grain(info).size)
+    if scale is not None and scale.numel() > 1:
+        scale = scale[first : first + codes.shape[0]]
+    return decode_rows(codes, scale, info.dtype).view(-1)
+
+
+def decode_rows(codes: Tensor, scale: Tensor | None, dtype: str) -> Tensor:
+    """Numbers (rows, columns) in a float dtype, of codes (rows, codes of a row).
+
+    scale: one for all rows or one for each, flat, float32. dtype: what the codes are, as in `TensorInfo`.
+    """
+    if dtype in BLOCK_FORMATS:
+        return decode_blocks(codes.reshape(-1), dtype).view(codes.shape[0], -1)
+    return codes if scale is None else codes.float() * scale[:, None]
 
 
 def _fits(info: TensorInfo, scale: TensorInfo) -> bool:

@@ -91,7 +91,7 @@ def _matched(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> Mappin
             f"{checkpoint.label} holds {counted(len(wrong), 'tensor')} of another shape than the model's, the first is "
             f"{quoted(first)}: {tensors[first].shape}, expected {tuple(parameters[first].shape)}"
         )
-    if encoded := [name for name in parameters if why_not(tensors[name])]:
+    if encoded := [name for name, parameter in parameters.items() if _is_undecodable(tensors[name], parameter)]:
         first = encoded[0]
         raise CheckpointError(
             f"{checkpoint.label} {why_not(tensors[first])}: {counted(len(encoded), 'tensor')}, the first is "
@@ -103,6 +103,11 @@ def _matched(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> Mappin
             f"first is {quoted(unexpected[0])}"
         )
     return {name: tensors[name] for name in parameters}
+
+
+def _is_undecodable(info: TensorInfo, parameter: Tensor) -> bool:
+    # Codes go into a module that decodes them as they are.
+    return not is_stored_as(info, parameter.dtype) and why_not(info) is not None
 
 
 def _unexpected(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> list[str]:

@@ -20,8 +20,9 @@ def expand_in_epilogue(linear: nn.Module, x: Tensor) -> Tensor:
     """
     if linear._forward_hooks or not vars(type(linear)).get("is_plain"):
         return block.expand(linear, x)
-    rows = x.flatten(0, -2).to(linear.weight.dtype)
-    return torch._addmm_activation(linear.bias, rows, linear.weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
+    weight = linear.weight  # a layer that keeps codes decodes them at each look
+    rows = x.flatten(0, -2).to(weight.dtype)
+    return torch._addmm_activation(linear.bias, rows, weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
 
 
 TRITON = BlockKernels(
