@@ -1,8 +1,8 @@
 """From a plan to bound objects: the only place where the order of optimizations lives.
 
-Order: bind fused kernels and attention -> module on the meta device -> layers that keep the codes of their file -> LoRAs
-beside its layers -> weights, and LoRAs merged into them (read when first needed, straight to their place) -> compile ->
-residency. After this nobody holds the profile, and no forward asks which mode it is in.
+Order: bind fused kernels and attention -> module on the meta device -> layers that keep the codes of their file ->
+LoRAs beside its layers -> weights, and LoRAs merged into them (read when first needed, straight to their place) ->
+compile -> residency. After this nobody holds the profile, and no forward asks which mode it is in.
 """
 
 from collections.abc import Callable, Mapping
