@@ -252,3 +252,18 @@ def test_each_rule_catches_its_violation(name, source, expected):
 )
 def test_what_is_lawful_passes(name, source):
     assert violations(name, source) == []
+
+
+def test_the_law_is_written_down_as_it_is_checked() -> None:
+    law = (
+        (ROOT / "docs" / "DEVELOPING.md").read_text(encoding="utf-8").split("## The law of imports")[1].split("```")[1]
+    )
+    layer, written = "", {}
+    for line in law.strip("\n").splitlines():
+        if not line.startswith(" "):
+            layer = line.split()[0]
+            written[layer] = set()
+        else:
+            written[layer] |= {unit.rstrip("/") for unit in line.split()}
+    there = {path.stem for path in (ROOT / "wan_core").iterdir()}
+    assert written == {layer: units & there for layer, units in LAYERS.items()}

@@ -39,8 +39,9 @@ class Phase:
 
     def __str__(self) -> str:
         held = ", ".join(f"{part.what} {part.nbytes / 2**30:.2f}" for part in self.parts if part.nbytes >= 1 << 26)
+        held = f" ({held})" if held else ""
         waiting = f"; {gib(self.host_bytes)} wait on the host" if self.host_bytes else ""
-        return f"{self.name}: {self.peak_bytes / 2**30:.2f} GiB ({held}){waiting}"
+        return f"{self.name}: {self.peak_bytes / 2**30:.2f} GiB{held}{waiting}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

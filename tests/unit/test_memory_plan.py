@@ -11,7 +11,7 @@ from wan_core.component_plan import resolve_decode
 from wan_core.errors import InputError, OutOfMemoryError
 from wan_core.footprint import SLACK_BYTES, allocated, expert_sizes
 from wan_core.hardware import Hardware
-from wan_core.memory_plan import Phase
+from wan_core.memory_plan import Part, Phase
 from wan_core.models.vae_tiling import Tile
 from wan_core.placement import Placement
 from wan_core.plan import resolve
@@ -46,6 +46,12 @@ def phase(plan: RunPlan, name: str) -> Phase:
 
 def chosen(plan: RunPlan, topic: str) -> str:
     return str(next(each for each in plan.experts.decisions if each.topic == topic))
+
+
+def test_a_phase_names_what_takes_more_than_a_little():
+    parts = (Part(what="VAE", nbytes=3 << 29), Part(what="text encoder", nbytes=1 << 20))
+    assert str(Phase(name="decode", parts=parts)) == "decode: 1.50 GiB (VAE 1.50)"
+    assert str(Phase(name="text", parts=parts[1:], host_bytes=1 << 30)) == "text: 0.00 GiB; 1.0 GiB wait on the host"
 
 
 # The conditions of acceptance: in bfloat16, under limits of these sizes.

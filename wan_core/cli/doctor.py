@@ -160,11 +160,12 @@ def to_text(diagnosis: Diagnosis) -> str:
         rows.insert(4, ("device memory", _memory(hardware.free_memory, hardware.total_memory)))
     lines = [f"{name:<16}{value}" for name, value in rows]
     lines += ["", f"attention, tried for {diagnosis.attention_shape}, in order of preference"]
-    lines += [f"  {item.name:<14}{item.problem or f'usable ({item.quality})'}" for item in diagnosis.attention]
+    wide = max((len(name) for name in (*diagnosis.libraries, *(item.name for item in diagnosis.attention))), default=0)
+    lines += [f"  {item.name:<{wide}}  {item.problem or f'usable ({item.quality})'}" for item in diagnosis.attention]
     lines += [f"  auto, {decision}" for decision in diagnosis.auto]
     lines += [f"! {note}" for note in diagnosis.notes]
     lines += ["", "libraries"]
-    lines += [f"  {name:<14}{_library(name, diagnosis)}" for name in diagnosis.libraries]
+    lines += [f"  {name:<{wide}}  {_library(name, diagnosis)}" for name in diagnosis.libraries]
     return "\n".join(lines)
 
 

@@ -37,8 +37,9 @@ def test_every_backend_has_a_verdict(diagnosis):
 
 def test_text_says_what_is_usable_and_why_not(diagnosis):
     text = doctor.to_text(diagnosis)
-    assert "  sdpa          usable (exact)" in text
-    assert "  cudnn         needs an NVIDIA GPU" in text
+    assert "\n  sdpa               usable (exact)\n" in text
+    assert "\n  cudnn              needs an NVIDIA GPU\n" in text
+    assert "\n  flash-attn-4-wide  needs an NVIDIA GPU\n" in text
     assert "without CUDA" in text or "CUDA 1" in text
     assert "float32 matmul" in text
     assert all(name in text for name in doctor.LIBRARIES)
