@@ -2,10 +2,13 @@
 
     python -m benchmarks.bench_placement MODEL [--size 1280x720x81] [--placements stream,experts,resident]
         [--limit-gib 24] [--profile exact] [--out FILE.json]
+    python -m benchmarks.bench_placement FP8_MODEL --placements resident,resident:file,stream:file
 
 Each placement samples the same latent in four steps, two by each expert. The last step is a normal one, and what the
 two steps around the switch take more than it is what the switch costs. Streamed are all blocks, under a limit for the
 whole process; the latents of all placements are compared bit for bit. Weights are read once, by the first placement.
+With `:file` they stay as their file stores them, else they are decoded while they are loaded; where that changes they
+are read again.
 """
 
 import argparse
@@ -75,7 +78,7 @@ def measure(pipeline: WanPipeline, size: VideoSize, policies: Sequence[str], lim
     """One result for each placement, as soon as it is there."""
     first: Tensor | None = None
     for policy in policies:
-        limit = limit_gib if policy == "stream" and limit_gib else None
+        limit = limit_gib if policy.startswith("stream") and limit_gib else None
         total = torch.cuda.get_device_properties(DEVICE).total_memory
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else limit * GIB / total, DEVICE)
@@ -86,17 +89,21 @@ def measure(pipeline: WanPipeline, size: VideoSize, policies: Sequence[str], lim
         yield result
 
 
-def run(pipeline: WanPipeline, size: VideoSize, policy: str, first: Tensor | None) -> tuple[Result, Tensor]:
-    """Four steps under one placement, and how far its latent is from the first one's."""
+def run(pipeline: WanPipeline, size: VideoSize, asked: str, first: Tensor | None) -> tuple[Result, Tensor]:
+    """Four steps under one placement ("policy" or "policy:file"), and how far its latent is from the first one's."""
+    policy, _, storage = asked.partition(":")
+    storage = storage or "compute"
     streamed = pipeline.pair.spec.num_layers if policy == "stream" else 0
-    plan = placed(pipeline.plan(REQUEST, size), Placement(policy=policy, streamed_blocks=streamed))
+    pipeline.profile = pipeline.profile.with_settings({"precision.storage": storage})
+    placement = Placement(policy=policy, streamed_blocks=streamed, storage=storage)
+    plan = placed(pipeline.plan(REQUEST, size), placement)
     report = Report()
     latent = pipeline.sample(plan, conditioning(pipeline.pair.spec), report=report).latent
     held = pipeline._experts.weights.values()
     steps = tuple(step.seconds for step in report.steps)
     normal = steps[-1]
     result = Result(
-        placement=policy,
+        placement=asked,
         streamed_blocks=streamed,
         limit_gib=None,
         steps=steps,

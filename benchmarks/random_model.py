@@ -1,10 +1,11 @@
 """Write a model of real size with random weights, in ComfyUI's file layout, for measurements of speed and memory.
 
-    python -m benchmarks.random_model DIR [--parts experts,text,vae] [--device cuda]
+    python -m benchmarks.random_model DIR [--parts experts,text,vae] [--device cuda] [--fp8]
 
 Two experts of 28.6 GB in bfloat16, a UMT5-XXL encoder (its vocabulary is the miniature's, so the embedding is small)
 and a Wan 2.1 VAE. Numbers are drawn on the device and written tensor by tensor, so that memory stays small. The scales
-are the miniature's: activations keep their size, so nothing is zero, infinite or unnaturally cheap.
+are the miniature's: activations keep their size, so nothing is zero, infinite or unnaturally cheap. With `--fp8` the
+matrices of the experts' blocks are float8_e4m3fn with a scale each, as in ComfyUI's fp8_scaled files: 14.9 GB.
 """
 
 import argparse
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor
 
 from miniature.vocabulary import train_vocabulary
-from miniature.weights import Table, text_encoder_table, transformer_table, vae_table
+from miniature.weights import Draw, Table, text_encoder_table, transformer_table, vae_table
 from miniature.write import hugging_face_name
 from wan_core.specs import T2V_A14B_TRANSFORMER, UMT5_XXL, WAN21_VAE, Expert
 
 VOCABULARY = 1024
-_SAFETENSORS_BF16, _SAFETENSORS_U8 = "BF16", "U8"
+_SAFETENSORS_BF16, _SAFETENSORS_U8, _SAFETENSORS_F32, _SAFETENSORS_FP8 = "BF16", "U8", "F32", "F8_E4M3"
+_LARGEST_FP8, _LARGEST_SIGMA = 448.0, 6.0
 
 
 def main() -> None:
@@ -32,13 +34,15 @@ def main() -> None:
     parser.add_argument("--parts", default="experts,text,vae")
     parser.add_argument("--layers", type=int, default=T2V_A14B_TRANSFORMER.num_layers, help="fewer for a quick look")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--fp8", action="store_true", help="matrices of the experts' blocks in float8_e4m3fn")
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
     spec = replace(T2V_A14B_TRANSFORMER, num_layers=arguments.layers)
     if "experts" in parts:
         for expert in Expert:
             path = arguments.folder / "diffusion_models" / f"random_{expert.value}_noise_14B.safetensors"
-            write(path, transformer_table(spec), arguments.device, {"wan_velocity.expert": expert.value})
+            metadata = {"wan_velocity.expert": expert.value}
+            write(path, transformer_table(spec), arguments.device, metadata, fp8=arguments.fp8)
     if "text" in parts:
         path = arguments.folder / "text_encoders" / "random_umt5_xxl.safetensors"
         table = text_encoder_table(replace(UMT5_XXL, vocab_size=VOCABULARY))
@@ -48,14 +52,23 @@ def main() -> None:
         write(arguments.folder / "vae" / "random_wan21_vae.safetensors", vae_table(WAN21_VAE), arguments.device, {})
 
 
-def write(path: Path, table: Table, device: str, metadata: dict[str, str], spiece_model: bytes = b"") -> None:
-    """One safetensors file in bfloat16: the header is known beforehand, the tensors follow as they are drawn."""
+def write(
+    path: Path, table: Table, device: str, metadata: dict[str, str], spiece_model: bytes = b"", *, fp8: bool = False
+) -> None:
+    """One safetensors file in bfloat16: the header is known beforehand, the tensors follow as they are drawn.
+
+    fp8: matrices of blocks are codes, each followed by its scale.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     header, offset = {"__metadata__": metadata} if metadata else {}, 0
     for name, draw in table.items():
-        size = 2 * torch.Size(draw.shape).numel()
-        header[name] = _entry(_SAFETENSORS_BF16, draw.shape, offset, size)
+        is_coded = fp8 and _is_block_matrix(name, draw)
+        size = (1 if is_coded else 2) * torch.Size(draw.shape).numel()
+        header[name] = _entry(_SAFETENSORS_FP8 if is_coded else _SAFETENSORS_BF16, draw.shape, offset, size)
         offset += size
+        if is_coded:
+            header[f"{name.removesuffix('.weight')}.scale_weight"] = _entry(_SAFETENSORS_F32, (), offset, 4)
+            offset += 4
     if spiece_model:
         header["spiece_model"] = _entry(_SAFETENSORS_U8, (len(spiece_model),), offset, len(spiece_model))
     text = json.dumps(header).encode()
@@ -63,18 +76,28 @@ def write(path: Path, table: Table, device: str, metadata: dict[str, str], spiec
     start = perf_counter()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in _tensors(table, path.name, device):
+        for tensor in _tensors(table, path.name, device, fp8=fp8):
             file.write(memoryview(tensor.view(torch.uint8).numpy()))
         file.write(spiece_model)
     seconds = perf_counter() - start
     print(f"{path}: {offset / 1e9:.2f} GB in {seconds:.1f} s, {offset / seconds / 1e9:.2f} GB/s", flush=True)
 
 
-def _tensors(table: Table, name: str, device: str) -> Iterator[Tensor]:
-    generator = torch.Generator(device).manual_seed(sum(name.encode()))
-    for draw in table.values():
+def _tensors(table: Table, file: str, device: str, *, fp8: bool) -> Iterator[Tensor]:
+    generator = torch.Generator(device).manual_seed(sum(file.encode()))
+    for name, draw in table.items():
         values = torch.randn(draw.shape, generator=generator, device=device, dtype=torch.float32)
-        yield (values * draw.std + draw.mean).to(torch.bfloat16).flatten().cpu()
+        values = values * draw.std + draw.mean
+        if fp8 and _is_block_matrix(name, draw):
+            scale = _LARGEST_SIGMA * draw.std / _LARGEST_FP8
+            yield (values / scale).clamp(-_LARGEST_FP8, _LARGEST_FP8).to(torch.float8_e4m3fn).flatten().cpu()
+            yield torch.tensor([scale])
+        else:
+            yield values.to(torch.bfloat16).flatten().cpu()
+
+
+def _is_block_matrix(name: str, draw: Draw) -> bool:
+    return name.startswith("blocks.") and len(draw.shape) == 2
 
 
 def _entry(dtype: str, shape: tuple[int, ...], offset: int, size: int) -> dict[str, object]:

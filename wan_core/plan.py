@@ -6,6 +6,7 @@ its reason in the report. Placement is decided last, because it depends on all t
 
 import hashlib
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from .adaptation import Application
@@ -242,17 +243,15 @@ def _place(
 
     What is built as its files store it and stays on the device goes on so: another way would read them again.
     """
-    as_stored = demand.as_stored()
+    if not demand.storable:
+        return demand, place(profile.offload, demand.placeable(aside, current), hardware)
     is_built_so = current is not None and current.policy == "resident" and current.storage == "file"
-    if not demand.storable or (profile.precision.storage == "auto" and not is_built_so):
-        try:
+    if profile.precision.storage == "auto" and not is_built_so:
+        with suppress(OutOfMemoryError):
             placed = place(profile.offload, demand.placeable(aside, current), hardware)
-        except OutOfMemoryError:
-            if not demand.storable:
-                raise
-        else:
-            if not demand.storable or placed.placement.policy == "resident":
+            if placed.placement.policy == "resident":
                 return demand, placed
+    as_stored = demand.as_stored()
     return as_stored, place(profile.offload, as_stored.placeable(aside, current), hardware)
 
 

@@ -12,7 +12,7 @@ from miniature.weights import draw_table, random_parts, transformer_table
 from miniature.write import write_miniature, write_safetensors
 from tests.unit.checkpoint.gguf_files import write_gguf
 from tests.unit.checkpoint.scaled_files import lightx2v
-from wan_core.specs import Expert, TransformerSpec
+from wan_core.specs import TransformerSpec
 
 WIDE_TEXT = {"high_noise": "wide_text_high_noise.safetensors", "low_noise": "wide_text_low_noise.safetensors"}
 I2V = "i2v_high_noise.safetensors"
@@ -20,7 +20,7 @@ TRUNCATED = "truncated_high_noise.safetensors"
 OFFICIAL = "official_mini"
 # The miniature once more, in other formats.
 GGUF = {"high_noise": "wan_mini_high_noise.gguf", "low_noise": "wan_mini_low_noise.gguf"}
-BY_BLOCK = "by_block_high_noise"
+BY_BLOCK = {"high_noise": "by_block_high_noise", "low_noise": "by_block_low_noise"}
 # The shipped, trained model under names of its own: the random one has the shipped names.
 SHIPPED = Path(__file__).parents[2] / "models" / "wan_velocity_mini"
 TRAINED = {
@@ -53,7 +53,8 @@ def _write_other_formats(folder: Path) -> None:
     for expert, tensors in parts.experts.items():
         path = folder / "diffusion_models" / GGUF[f"{expert.value}_noise"]
         write_gguf(path, tensors, GGMLQuantizationType.F32)
-    lightx2v(folder / "diffusion_models" / BY_BLOCK, parts.experts[Expert.HIGH], torch.int8, with_index=True)
+        by_block = folder / "diffusion_models" / BY_BLOCK[f"{expert.value}_noise"]
+        lightx2v(by_block, tensors, torch.int8, with_index=True)
     for name, tensors in ((f"text_encoders/{ENCODER_PTH}", parts.text_encoder), (f"vae/{VAE_PTH}", parts.vae)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         torch.save(dict(tensors), folder / name)

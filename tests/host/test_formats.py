@@ -20,7 +20,7 @@ def options(client: Client, node: str, widget: str) -> list[str]:
 
 def test_combos_list_what_can_be_read(client: Client) -> None:
     experts = options(client, "WanVelocityLoadExperts", "high_noise")
-    assert {*GGUF.values(), BY_BLOCK} <= {*experts}
+    assert {*GGUF.values(), *BY_BLOCK.values()} <= {*experts}
     assert not [name for name in experts if "block_0" in name or "-of-0000" in name]
     assert ENCODER_PTH in options(client, "WanVelocityLoadTextEncoder", "file")
     assert VAE_PTH in options(client, "WanVelocityLoadVAE", "file")
@@ -42,3 +42,18 @@ def test_gguf_and_pytorch_files_give_the_same_video(
     inputs(graph, "WanVelocityLoadVAE").update(file=VAE_PTH)
     got = saved(graph, wanted)
     assert torch.equal(got["latent"], expected["latent"]) and torch.equal(got["images"], expected["images"])
+
+
+def test_weights_in_eight_bits_give_the_same_video_decoded_and_as_stored(
+    server: ComfyServer, graph: Prompt, saved: Saved
+) -> None:
+    wanted = {"latent": (node_id(graph, "WanVelocitySampler"), 0)}
+    plain = saved(graph, wanted)["latent"]
+    inputs(graph, "WanVelocityLoadExperts").update(BY_BLOCK)
+    latents = []
+    for storage in ("compute", "file"):
+        settings = {"preset": "auto", "weight_storage": storage}
+        graph["profile"] = {"class_type": "WanVelocityProfile", "inputs": settings}
+        inputs(graph, "WanVelocitySampler").update(profile=["profile", 0])
+        latents.append(saved(graph, wanted)["latent"])
+    assert torch.equal(*latents) and not torch.equal(latents[0], plain)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from wan_core.checkpoint.decode import decode_rows
 from wan_core.kernels import block
+from wan_core.linear.stored import Storage, StoredLinear
 from wan_core.models.layers import Linear
 
 pytest.importorskip("triton")
@@ -91,6 +93,21 @@ def test_rms_norm_and_rotation(dim, dtype, is_rotated, is_sliced):
     weight = draw(dim)
     expected = block.rms_norm(x, weight, heads, tables, EPS, torch.float32)
     assert_as_exact(TRITON.rms_norm(x, weight, heads, tables, EPS, dtype), expected)
+
+
+@pytest.mark.gpu
+def test_gelu_behind_a_layer_that_keeps_codes_is_that_behind_its_decoded_weight():
+    storage = Storage(codes=(2048, 1024), dtype=torch.float8_e4m3fn, scale=(), form="float8_e4m3fn", decode=decode_rows)
+    with torch.device(DEVICE):
+        stored = StoredLinear(1024, 2048, storage, torch.bfloat16, bias=True)
+        plain = Linear(1024, 2048).bfloat16().requires_grad_(False)
+        stored.codes.copy_((30 * torch.randn(2048, 1024)).to(torch.float8_e4m3fn))
+        stored.scale.fill_(1e-3)
+        stored.bias.copy_(plain.bias)
+        plain.weight.copy_(stored.weight)
+        x = torch.randn(1, 512, 1024).bfloat16()
+    assert vars(type(stored))["is_plain"]
+    assert torch.equal(TRITON.expand(stored, x), TRITON.expand(plain, x))
 
 
 @pytest.mark.gpu

@@ -191,11 +191,12 @@ def _rung(before: ExecutionPlan, after: ExecutionPlan, reason: str) -> Decision:
 
 
 def _words(plan: ExecutionPlan) -> str:
-    """What a rung changes, for example "batched guidance, resident"."""
+    """What a rung changes, for example "batched guidance, resident, weights as stored"."""
     placement = plan.binding.placement
     streamed = f" {placement.streamed_blocks} blocks" if placement.streamed_blocks else ""
     guidance = f"{plan.guidance} guidance, " if plan.workload.is_guided else ""
-    return f"{guidance}{placement.policy}{streamed}"
+    storage = ", weights as stored" if placement.storage == "file" else ""
+    return f"{guidance}{placement.policy}{streamed}{storage}"
 
 
 def _tile_words(tile: Tile | None) -> str:
