@@ -52,6 +52,7 @@ class DecodeLatent(io.ComfyNode):
         shape = (samples.shape[0], *samples.shape[2:])
         parts = decode_parts(plan, vae.spec, shape, Knowledge.of(hardware), place=vae.place)
         hooks = live.NodeHooks(cls.hidden.unique_id)
+        hooks.tell_concessions(plan)
         with host.interruptible(), report.phase("decode"):
             images = _decode(vae, samples, plan, hooks, report)
         if not report.decisions:  # smaller tiles take another time

@@ -152,6 +152,7 @@ class EncodeVideo(io.ComfyNode):
         size = VideoSize(width=width, height=height, num_frames=num_frames)
         plan = resolve_decode(profile or preset("auto"), host.hardware(), vae.spec, size.latent_size)
         hooks = live.NodeHooks(cls.hidden.unique_id)
+        hooks.tell_concessions(plan)
         # A fourth channel is alpha, which a video has no use for.
         video = rearrange(images[..., :3], "T H W C -> 1 C T H W").mul(2.0).sub(1.0)
         with host.interruptible():

@@ -9,6 +9,7 @@ import comfy.model_management
 import comfy.utils
 import latent_preview
 
+from ..wan_core.component_plan import ComponentPlan
 from ..wan_core.estimate import RunEstimate
 from ..wan_core.hardware import Hardware
 from ..wan_core.hooks import PlanEvent, StepEvent
@@ -37,6 +38,11 @@ class NodeHooks:
 
     def on_warning(self, text: str) -> None:
         host.say(text, self._node_id)
+
+    def tell_concessions(self, plan: ComponentPlan) -> None:
+        """Say on the node what a plan could not keep: this node has no report."""
+        if plan.concessions:
+            self.on_warning("\n".join(map(str, plan.concessions)))
 
     def on_phase(self, name: str) -> None:
         """Nothing to show: what a phase counts says more."""

@@ -56,6 +56,11 @@ class ComponentPlan:
         """What must be free for it, weights included, with what the allocator cannot use."""
         return self.phase.peak_bytes + SLACK_BYTES
 
+    @property
+    def concessions(self) -> tuple[Decision, ...]:
+        """What is not exact, or not what was asked for: to be said where there is no report that says all."""
+        return tuple(each for each in self.decisions if each.quality != "exact" or each.degraded)
+
     def describe(self) -> str:
         """The choices and the time."""
         lines = [*map(str, self.decisions)]
@@ -141,11 +146,12 @@ def resolve_decode(
         room = hardware.free_memory - weights - aside - SLACK_BYTES
         tile = default_tile(spec, latent_size, itemsize, room, forms=forms) or Tile()
         reason = f"whole frames need {gib(whole)}, {gib(hardware.free_memory)} are free"
+        reason = "asked for" if profile.vae.tiling == "on" else reason
     # Tiles differ from whole frames by at most 1e-3 of the norm, where their overlaps are blended.
     tiling = Decision(
-        topic="VAE decode",
+        topic="VAE tiling",
         asked="auto",
-        chosen="whole frames" if tile is None else f"tiles {tile}",
+        chosen="whole frames" if tile is None else f"tiles of {tile.width * 8}x{tile.height * 8} pixels",
         reason=reason,
         quality="exact" if tile is None else "near",
     )

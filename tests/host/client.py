@@ -1,6 +1,7 @@
 """The little of ComfyUI's HTTP and websocket API that the host suite needs."""
 
 import json
+import struct
 import time
 import urllib.error
 import urllib.request
@@ -19,13 +20,18 @@ class RejectedError(Exception):
     """The host refused a graph before running it; the text holds each node's message."""
 
 
+# What the host calls a line of text for a node, among its binary messages.
+_TEXT = 3
+
+
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What happened to one queued graph: its events in order, previews counted, and its outputs by node id."""
+    """What happened to one queued graph: its events in order, previews counted, texts and outputs by node id."""
 
     prompt_id: str
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     previews: int = 0
+    said: list[tuple[str, str]] = field(default_factory=list)
     outputs: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -37,6 +43,15 @@ class Run:
     def error(self) -> str | None:
         """The message that the user sees, where the run failed."""
         return self.events[-1][1]["exception_message"].strip() if self.status == "execution_error" else None
+
+    def hear(self, message: bytes) -> None:
+        """A binary message: its kind, and for a text the length of the node's id, the id, the words."""
+        (kind,) = struct.unpack_from(">I", message)
+        if kind != _TEXT:
+            self.previews += 1
+            return
+        (length,) = struct.unpack_from(">I", message, 4)
+        self.said.append((message[8 : 8 + length].decode(), message[8 + length :].decode()))
 
     def named(self, kind: str) -> Iterator[dict[str, Any]]:
         return (data for name, data in self.events if name == kind)
@@ -93,7 +108,7 @@ class Client:
         while time.monotonic() < deadline:
             message = self._connect().recv()
             if isinstance(message, bytes):
-                run.previews += 1
+                run.hear(message)
                 continue
             event = json.loads(message)
             kind, data = event["type"], event["data"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.host.client import Prompt
+from tests.host.client import Client, Prompt
 from tests.host.graphs import MINI_VAE, inputs, native_experts, node_id, set_recipe
 from tests.host.models import WIDE_TEXT
 
@@ -122,6 +122,21 @@ def test_encode_equals_native_encode(graph: Prompt, saved: Saved) -> None:
     assert found["ours"].shape == (1, 16, 2, 8, 8)
     assert relative(found["ours"], found["native"]) <= 1e-3
     assert relative(found["tiled"], found["ours"]) <= 1e-5  # one tile covers so small a frame
+
+
+def test_what_a_decode_or_an_encode_concedes_is_said_on_its_node(graph: Prompt, client: Client) -> None:
+    decode, vae = node_id(graph, "WanVelocityDecode"), node_id(graph, "WanVelocityLoadVAE")
+    graph["tiles"] = {"class_type": "WanVelocityProfile", "inputs": {"preset": "auto", "vae_tiling": "on"}}
+    inputs(graph, "WanVelocityDecode").update(profile=["tiles", 0])
+    graph["encode"] = {
+        "class_type": "WanVelocityEncode",
+        "inputs": {"images": [decode, 0], "vae": [vae, 0], "profile": ["tiles", 0]},
+    }
+    graph["keep"] = {"class_type": "HostTestSaveTensor", "inputs": {"value": ["encode", 0], "name": "conceded"}}
+    run = client.run(graph)
+    assert run.status == "execution_success", run.error
+    for node in (decode, "encode"):
+        assert (node, "VAE tiling: tiles of 512x512 pixels [near] (asked for)") in run.said
 
 
 def test_takes_native_text_of_the_real_width(both: Prompt, saved: Saved) -> None:

@@ -78,6 +78,6 @@ def test_plan_runs_without_sampling(client: Client, graph: dict) -> None:
     result = client.run(graph)
     assert result.status == "execution_success", result.error
     text = result.text("plan")
-    assert "26 high + 14 low" in text and "text encoder" in text and "VAE decode" in text
+    assert "26 high + 14 low" in text and "text encoder" in text and "VAE tiling: whole frames" in text
     executed = {event["node"] for event in result.named("executing")}
     assert node_id(graph, "WanVelocitySampler") not in executed

@@ -208,9 +208,15 @@ def test_text_encoder_streams_and_then_goes_to_the_host_where_the_device_is_full
 
 
 def test_decode_is_tiled_only_where_whole_frames_do_not_fit():
-    assert resolve_decode(preset("auto"), H200, WAN21_VAE, HD.latent_size).tile is None
+    whole = resolve_decode(preset("auto"), H200, WAN21_VAE, HD.latent_size)
+    assert whole.tile is None and whole.concessions == ()
     tight = resolve_decode(preset("auto"), replace(H200, free_memory=5 * GIB), WAN21_VAE, HD.latent_size)
     assert tight.tile is not None and tight.peak_bytes <= 5 * GIB
+    (said,) = map(str, tight.concessions)
+    size = f"{8 * tight.tile.width}x{8 * tight.tile.height}"
+    assert said.startswith(f"VAE tiling: tiles of {size} pixels [near] (whole frames need ") and "5.0 GiB are" in said
+    asked = resolve_decode(preset("auto").with_settings({"vae.tiling": "on"}), H200, WAN21_VAE, HD.latent_size)
+    assert str(asked.concessions[0]) == "VAE tiling: tiles of 512x512 pixels [near] (asked for)"
 
 
 def test_the_vaes_kernels_follow_the_profile_and_the_machine():
