@@ -151,7 +151,7 @@ def resolve_decode(
     tiling = Decision(
         topic="VAE tiling",
         asked="auto",
-        chosen="whole frames" if tile is None else f"tiles of {tile.width * 8}x{tile.height * 8} pixels",
+        chosen=tile_words(tile),
         reason=reason,
         quality="exact" if tile is None else "near",
     )
@@ -170,6 +170,11 @@ def resolve_decode(
         decisions=(dtype_decision, kernels_decision, tiling),
         seconds=None if rate is None else decode_seconds(spec, latent_size, rate, kernels),
     )
+
+
+def tile_words(tile: Tile | None) -> str:
+    """How the VAE takes frames, for a decision."""
+    return "whole frames" if tile is None else f"tiles of {tile.width * 8}x{tile.height * 8} pixels"
 
 
 def _decoding_bytes(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..activations import DTYPE_BYTES
-from ..component_plan import ComponentPlan
+from ..component_plan import ComponentPlan, tile_words
 from ..errors import OutOfMemoryError
 from ..hardware import Hardware
 from ..models.vae_memory import decode_bytes, default_tile
@@ -134,14 +134,14 @@ def code_down_the_ladder(
         lower = smaller(tile)
         if lower is None:
             raise OutOfMemoryError(
-                f"out of memory in the VAE's {coding} ({_tile_words(tile)}), and there is nothing left to step down to "
+                f"out of memory in the VAE's {coding} ({tile_words(tile)}), and there is nothing left to step down to "
                 f"({cause})"
             )
         report.decisions.append(
             Decision(
                 topic=_CODING_OUT_OF_MEMORY[coding],
-                asked=_tile_words(tile),
-                chosen=_tile_words(lower),
+                asked=tile_words(tile),
+                chosen=tile_words(lower),
                 reason=f"{num_given} frames were {coding}d",
                 quality="near",
             )
@@ -197,10 +197,6 @@ def _words(plan: ExecutionPlan) -> str:
     guidance = f"{plan.guidance} guidance, " if plan.workload.is_guided else ""
     storage = ", weights as stored" if placement.storage == "file" else ""
     return f"{guidance}{placement.policy}{streamed}{storage}"
-
-
-def _tile_words(tile: Tile | None) -> str:
-    return "whole frames" if tile is None else f"tiles of {tile.width * 8}x{tile.height * 8} pixels"
 
 
 def _first_line(error: RuntimeError) -> str:
