@@ -15,6 +15,8 @@ from tests.host.models import write_models
 from tests.host.server import ComfyInstall, ComfyServer, lay_out
 
 
+# First, since xdist reads the marks of groups at its own turn.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if Path(__file__).parent in item.path.parents]
     for item in ours:
