@@ -1,5 +1,6 @@
 """One ComfyUI for the whole host suite; skipped, and not in silence, where there is none."""
 
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -36,8 +37,13 @@ def install() -> ComfyInstall:
 
 
 @pytest.fixture(scope="session")
-def server(install: ComfyInstall, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def server(
+    install: ComfyInstall, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[ComfyServer]:
     """A running ComfyUI with both packs and the test models, in float32, in the pack's own models folder."""
+    names = [item.nodeid for item in request.session.items if item.get_closest_marker("host")]
+    in_one_process = "PYTEST_XDIST_WORKER" not in os.environ or all(name.endswith("@host") for name in names)
+    assert in_one_process, "the host suite is spread over processes: run with --dist loadgroup, and pytest below 9.2"
     base = tmp_path_factory.mktemp("comfyui")
     pack = lay_out(base)
     write_models(pack / "models")
