@@ -70,7 +70,7 @@ def build_experts(
     """Both experts as the binding says.
 
     make_residency: in place of the plan's own policy, where a host owns the memory. previous: the last build of these
-    experts; where it holds the same weights but for LoRAs, they are taken over, and it has to read them anew.
+    experts, which is left without weights: those that are the same but for LoRAs are taken over, others read anew.
     """
     strict = binding.on_unsupported == "error"
     # While a vendor's library is imported, Triton reads and loads its kernels, which leaves Python alone.
@@ -93,6 +93,9 @@ def build_experts(
         loras[expert], weights[expert] = _weights_of(expert, transformers[expert], binding, pair)
         if previous and previous.weights_key == binding.weights_key:
             loras[expert].take_over(weights[expert], previous.loras[expert], previous.weights[expert])
+        elif previous:
+            # Whoever still holds the old build (compiled blocks refer to themselves) must not hold its memory.
+            previous.weights[expert].drop()
         region.add(transformers[expert].blocks)
     return Experts(
         spec=pair.spec,

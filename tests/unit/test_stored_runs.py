@@ -23,6 +23,7 @@ from wan_core.checkpoint.find import find_model
 from wan_core.checkpoint.stream import Reader
 from wan_core.compilation import Region
 from wan_core.linear.stored import StoredLinear
+from wan_core.offload.weights import Place
 from wan_core.pipeline import RunPlan, WanPipeline
 from wan_core.placement import Placement
 from wan_core.profiles import preset
@@ -173,6 +174,7 @@ def test_another_setting_builds_anew_and_says_so(fp8, conditioning):
     report = Report()
     assert torch.equal(session.run(report=report), first)
     assert session.pipeline._experts is not before
+    assert all(weights.place is Place.FILE for weights in before.weights.values()), "not both at once"
     told = {decision.topic: str(decision) for decision in report.decisions}
     assert "file (float8_e4m3fn in 70 of 76 linear layers, decoded before each product" in told["weight storage"]
     assert told["weights of the high-noise expert"].startswith(
