@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ class Tell(StepRecorder):
         os.write(self._pipe, b".")
 
 
-def killed_run(run: Callable[[Tell], object], seconds: float) -> int:
-    """Do `run` in a process of its own and kill that after some seconds; how many steps it told of."""
+def killed_run(run: Callable[[Tell], object], steps: int, seconds: float) -> int:
+    """Do `run` in a process of its own and kill that some seconds after so many steps; how many it told of in all."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:  # never returns into pytest
@@ -42,11 +43,12 @@ def killed_run(run: Callable[[Tell], object], seconds: float) -> int:
         finally:
             os._exit(0)
     os.close(writing)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
     with os.fdopen(reading, "rb") as told:
-        return len(told.read())
+        waited_for = len(told.read(steps))
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return waited_for + len(told.read())
 
 
 @pytest.mark.parametrize("shared", ["cpu"], indirect=True)  # CUDA does not live through a fork
@@ -55,11 +57,12 @@ def test_killed_at_random_moments_and_resumed(
 ) -> None:
     start = time.monotonic()
     shared.sample(plan, prompts)
-    whole_seconds, dice, resumed = time.monotonic() - start, random.Random(0), 0
-    for number in range(10):
-        kept = journal(tmp_path / f"{number}.safetensors")
-        seconds = dice.uniform(0.1, 1.2) * whole_seconds
-        told = killed_run(lambda tell, kept=kept: shared.sample(plan, prompts, hooks=tell, journal=kept), seconds)
+    step_seconds, dice, resumed = (time.monotonic() - start) / NUM_STEPS, random.Random(0), 0
+    # Moments by steps, not by the clock: on a busy machine a run takes several times as long as the one before it.
+    for number, steps in enumerate(dice.sample(range(NUM_STEPS), 5) * 2):
+        kept, seconds = journal(tmp_path / f"{number}.safetensors"), dice.uniform(0, step_seconds)
+        sample = partial(shared.sample, plan, prompts, journal=kept)
+        told = killed_run(lambda tell, sample=sample: sample(hooks=tell), steps, seconds)
         path = kept.file.path
         # One step may not have been looked at yet, and one may have been on its way to the disk.
         assert path.exists() or told <= 2
