@@ -19,7 +19,7 @@ Saved = Callable[[Prompt, dict[str, tuple[str, int]]], dict[str, Tensor]]
 
 PROMPT = "a large red circle moving right on a black background"
 SAYS = Reading(colour="red", shape="circle", count=1, motion="right")
-STEPS, HIGH_STEPS = 12, 7
+STEPS, HIGH_STEPS = 8, 5
 
 
 @pytest.fixture

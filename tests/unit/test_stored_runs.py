@@ -235,6 +235,8 @@ def test_compiled_blocks_decode_as_they_do_uncompiled(fp8, conditioning, regions
     assert torch.equal(*latents)
 
 
+# A scale that is a number, and blocks that are taken apart.
+@pytest.mark.parametrize("folder", [FP8, "Q8_0"], indirect=True)
 def test_compiled_layers_share_one_graph(folder, conditioning, monkeypatch):
     torch._dynamo.reset()
     counter = CompileCounter()

@@ -21,6 +21,8 @@ from wan_core.specs import Expert
 SIZE = VideoSize(width=32, height=48, num_frames=5)
 REQUEST = SampleRequest(recipe=recipe("official").with_changes(num_steps=8, shift=5.0), seed=7)
 NUM_STEPS = 8
+# Both experts run, which is all that matters to what is held afterwards.
+SHORT_REQUEST = SampleRequest(recipe=recipe("official").with_changes(num_steps=2, shift=5.0), seed=7)
 
 
 class Fault(Exception):  # noqa: N818 (what a test throws in, not an error of ours)
@@ -112,7 +114,7 @@ def inject(shared: WanPipeline, whole: Tensor) -> Iterator[Callable[..., Callabl
 
 def held_bytes(pipeline: WanPipeline, prompts: Conditioning) -> int:
     """Bytes that are held after a run, all parts loaded: on a card what is allocated there, else all tensors."""
-    plan = pipeline.plan(REQUEST, SIZE)
+    plan = pipeline.plan(SHORT_REQUEST, SIZE)
     pipeline.sample(plan, prompts)
     # The ladder sends every part to the host, and each comes back when it is next needed, which is no leak.
     for part in (pipeline._text, pipeline._vae):
