@@ -53,8 +53,8 @@ def main() -> None:
     machine = Machine.detect(compiles=not options.eager, records=not (options.eager or options.launch))
     run = Run(_settings(options), machine, store, journal, Deadline(limit), options.output)
     options.output.mkdir(parents=True, exist_ok=True)
-    journal.write("machine", name=machine.name, torch=torch.__version__, compiles=str(machine.compiles),
-                      records=str(machine.records))  # fmt: skip
+    flags = {"compiles": str(machine.compiles), "records": str(machine.records)}
+    journal.write("machine", name=machine.name, torch=torch.__version__, **flags)
     finished = train(run, options.stage)
     draw_curves(journal, options.output / "curves.png")
     shutil.copyfile(journal.path, options.output / journal.path.name)

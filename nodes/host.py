@@ -18,6 +18,7 @@ import torch
 from server import PromptServer
 
 from ..wan_core.checkpoint.locate import is_shard, weight_files
+from ..wan_core.cli.doctor import folder_notes
 from ..wan_core.errors import InputError, Interrupted
 from ..wan_core.hardware import Hardware
 from .patcher import available_bytes
@@ -32,8 +33,8 @@ _GGUF_LISTS = {"diffusion_models": "unet_gguf", "text_encoders": "clip_gguf"}
 
 def warn_of_folder() -> None:
     """Say in the log why the panels stay empty, where they do."""
-    if " " in PACK_ROOT.name:
-        _LOG.warning("ComfyUI serves no panels from a folder with a space in its name; rename %r", PACK_ROOT.name)
+    for note in folder_notes(PACK_ROOT):
+        _LOG.warning("%s: %s", PACK_ROOT.name, note)
 
 
 def register_pack_models() -> None:

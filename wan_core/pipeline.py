@@ -139,7 +139,8 @@ class WanPipeline:
         """
         hooks = hooks or Silent()
         hooks.on_phase("text")
-        import_ahead(plan.experts.binding.attention)  # needed next; reading the text encoder leaves Python idle
+        if self._experts is None:
+            import_ahead(plan.experts.binding.attention)  # needed next; reading the text encoder leaves Python idle
         report.predicted_bytes |= plan.predicted_bytes
         texts = [prompt, negative.strip() or DEFAULT_NEGATIVE_PROMPT]
         with measured_phase(report, "text", plan.text.device):

@@ -184,7 +184,7 @@ def folder_notes(pack: Path) -> tuple[str, ...]:
     """What is wrong with where the pack lies."""
     if " " not in pack.name:
         return ()
-    return ("the name of the pack's folder has a space in it, so ComfyUI serves no panels from there: rename it",)
+    return ("ComfyUI serves no panels from a folder with a space in its name: rename that of the pack",)
 
 
 def why_not(library: str) -> str | None:

@@ -95,7 +95,7 @@ def test_on_a_cpu_there_is_nothing_to_time(diagnosis):
 
 def test_a_folder_that_comfyui_serves_no_panels_from_is_told():
     (note,) = doctor.folder_notes(Path("custom nodes", "wan velocity"))
-    assert "has a space in it" in note and "rename it" in note
+    assert "a space in its name" in note and "rename" in note
     assert doctor.folder_notes(Path("custom nodes", "wan-velocity")) == ()
 
 

@@ -11,9 +11,10 @@ power limit 703 instead of 662 TFLOP/s at 75,600 tokens (one H200, 2026-11-21).
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from threading import Lock
@@ -45,8 +46,9 @@ def _prepare() -> None:
 
 def _import(module: str) -> ModuleType:
     _prepare()
-    with vendor_errors(), _compiler_left_alone():
-        return import_module(module)
+    with vendor_errors(), _IMPORTING:
+        with nullcontext() if module in sys.modules else _compiler_left_alone():
+            return import_module(module)
 
 
 @contextmanager
@@ -60,13 +62,12 @@ def _compiler_left_alone() -> Iterator[None]:
     if lazy is None:
         yield
         return
-    with _IMPORTING:
-        eager = torch.compiler.disable
-        torch.compiler.disable = lambda fn=None, recursive=True, *, reason=None: lazy(fn, recursive)
-        try:
-            yield
-        finally:
-            torch.compiler.disable = eager
+    eager = torch.compiler.disable
+    torch.compiler.disable = lambda fn=None, recursive=True, *, reason=None: lazy(fn, recursive)
+    try:
+        yield
+    finally:
+        torch.compiler.disable = eager
 
 
 def _load() -> Attend:
