@@ -128,7 +128,7 @@ def real_clips(evaluation: Evaluation, scenes: Sequence[Scene], model: Path) -> 
     real, rebuilt = [], []
     for scene in scenes:
         video = render([scene], clip_size, hardware.device)
-        latent = vae.encode(video, Silent())
+        latent = torch.cat(list(vae.encode_chunks(video, None, Silent())), dim=2)
         real.append(video.cpu())
         rebuilt.append(torch.cat([chunk.float().cpu() for chunk in vae.decode_chunks(latent, None, Silent())], dim=2))
     clips, copies = torch.cat(real), torch.cat(rebuilt)
