@@ -33,6 +33,8 @@ DECODE_SEGMENTS_BYTES = 32 << 20
 # Latents that live while a forward runs: the one it was given, the solver's history of three, the same of the step
 # before in case this one has to be redone, the first of two velocities, the noise, and what watchers hold.
 _NUM_LATENTS = 16
+# Latents that the journal of a run keeps until its video is written: the last position, and the solver's history.
+_NUM_KEPT_LATENTS = 4
 # Weights move in units, a block or what is left; inside a unit tensors start at multiples of this.
 _ALIGNMENT = 256
 _NUM_BUFFERS = 2
@@ -117,8 +119,13 @@ def frames_bytes(spec: VaeSpec, latent_size: tuple[int, int, int]) -> int:
 
 def latents_bytes(spec: TransformerSpec, latent_size: tuple[int, int, int], batch: int) -> int:
     """Latents of a run, float32 on the device."""
-    t, h, w = latent_size
-    return _NUM_LATENTS * batch * spec.out_dim * t * h * w * 4
+    return _NUM_LATENTS * batch * _latent_bytes(spec, latent_size)
+
+
+def kept_bytes(spec: TransformerSpec, latent_size: tuple[int, int, int], batch: int) -> int:
+    """What sampling leaves on the device until the video is written: its journal's position, and two prompts."""
+    prompts = 2 * spec.text_len * spec.text_dim * 4
+    return _NUM_KEPT_LATENTS * batch * _latent_bytes(spec, latent_size) + prompts
 
 
 def allocated(nbytes: int) -> int:
@@ -131,6 +138,10 @@ def allocated(nbytes: int) -> int:
         return exact
     piece = _round_up(exact, 2 * _MIB)
     return piece if piece - exact <= _MIB else exact
+
+
+def _latent_bytes(spec: TransformerSpec, latent_size: tuple[int, int, int]) -> int:
+    return spec.out_dim * math.prod(latent_size) * 4
 
 
 def _all_in(dtype: str) -> Pieces:

@@ -11,7 +11,7 @@ from typing import Literal
 from .attention.verdicts import NOTHING_MEASURED, Calibration
 from .choices import choose_dtype
 from .component_plan import ComponentPlan, resolve_decode, resolve_text
-from .footprint import vae_bytes
+from .footprint import kept_bytes, vae_bytes
 from .hardware import Hardware
 from .memory_plan import Part, Phase
 from .placement import Placement
@@ -38,8 +38,8 @@ class RunPlan:
     """The plans of all phases of one run.
 
     keeps_text: the text encoder stays on the device while the experts sample. keeps_experts: they stay there while the
-    VAE decodes. loaded: what is on the device from a run before. phases: what the device holds in each, all components
-    together.
+    VAE decodes. kept_bytes: what else sampling leaves there for that time. loaded: what is on the device from a run
+    before. phases: what the device holds in each, all components together.
     """
 
     text: ComponentPlan
@@ -47,6 +47,7 @@ class RunPlan:
     decode: ComponentPlan
     keeps_text: bool
     keeps_experts: bool
+    kept_bytes: int
     free_memory: int
     loaded: frozenset[Loaded] = frozenset()
 
@@ -67,8 +68,10 @@ class RunPlan:
         stay = "experts" in self.loaded and not self.text_needs_room
         before = Part(what="experts", nbytes=self.experts.resting_bytes if stay else 0)
         experts = Part(what="experts", nbytes=self.experts.resting_bytes if self.keeps_experts else 0)
+        latents = Part(what="latents", nbytes=self.kept_bytes)
         sampling = tuple(phase.beside(text, self._vae_before) for phase in self.experts.phases)
-        return self.text.phase.beside(before, self._vae_before), *sampling, self.decode.phase.beside(experts, text)
+        decode = self.decode.phase.beside(experts, text, latents)
+        return self.text.phase.beside(before, self._vae_before), *sampling, decode
 
     @property
     def predicted_bytes(self) -> dict[str, int]:
@@ -110,7 +113,8 @@ def resolve_run(
     vae = vae_bytes(specs.vae, dtype) if hardware.is_cuda else 0
     experts = resolve(profile, hardware, specs.transformer, workload, calibration, aside=vae, current=current)
     keeps_text = experts.peak_bytes + text.weight_bytes + vae + experts.slack_bytes <= hardware.free_memory
-    beside = text.weight_bytes if keeps_text else 0
+    kept = kept_bytes(specs.transformer, workload.latent_size, workload.batch)
+    beside = kept + (text.weight_bytes if keeps_text else 0)
     decode, keeps_experts = _decode(profile, hardware, specs.vae, experts, beside)
     return RunPlan(
         text=text,
@@ -118,6 +122,7 @@ def resolve_run(
         decode=decode,
         keeps_text=keeps_text,
         keeps_experts=keeps_experts,
+        kept_bytes=kept,
         free_memory=hardware.free_memory,
         loaded=loaded,
     )

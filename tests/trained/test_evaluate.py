@@ -1,4 +1,4 @@
-"""The evaluation behind the model card, from its command line to its files, on two captions, small videos and two steps."""
+"""The evaluation behind the model card, from its command line to its files, small and short."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
