@@ -9,7 +9,8 @@ What the host (v0.33) asks of a patcher, call by call, from `comfy.model_managem
 What stays on the device moves whole: an expert is there or it is not, because the plan has already made sure that it
 fits. The host's wish to load only a part (`--lowvram`, `--novram`) is therefore overruled; memory presets are for that.
 Streamed blocks are no part of a patcher's size: their buffers come and go with a run, and are asked for with its
-activations. Copies of weights on the host are page-locked by the host's own functions, so that it counts them.
+activations. Copies of weights on the host are page-locked by the host's own functions, so that it counts them. Nothing
+is copied when weights are evicted: what a placement has made copies of comes back from those, the rest from its file.
 """
 
 from collections.abc import Collection, Hashable, Mapping
@@ -18,14 +19,11 @@ from contextlib import AbstractContextManager
 import comfy.model_management
 import comfy.model_patcher
 import torch
+from server import PromptServer
 
-from ..wan_core.host_ram import host_ram
 from ..wan_core.offload.residency import OnLoad, Residency
 from ..wan_core.offload.weights import OnBytes, Weights
 from ..wan_core.specs import Expert
-
-# Left free for the rest of the host when evicted weights are kept in its memory.
-_HOST_HEADROOM_BYTES = 2 << 30
 
 
 class HostPinning:
@@ -39,15 +37,15 @@ class HostPinning:
 
 
 class WeightsPatcher(comfy.model_patcher.ModelPatcher):
-    """The host's view of one module's `Weights`."""
+    """The host's view of one module's `Weights`. others: are unloaded with it, although the host does not list them."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, others: Collection[Weights] = ()) -> None:
         offload_device = comfy.model_management.unet_offload_device()
         super().__init__(weights.module, weights.device, offload_device, size=weights.resident_bytes)
         self.weights = weights
+        self._others = others
         if weights.pinning is not None:
             weights.pinning = HostPinning()
-        weights.host_room = _host_room
         self.on_bytes: OnBytes | None = None
 
     def model_size(self) -> int:
@@ -80,19 +78,15 @@ class WeightsPatcher(comfy.model_patcher.ModelPatcher):
 
     def detach(self, unpatch_all: bool = True) -> torch.nn.Module:
         """Leave the device, unless the host only renews its entry (`unpatch_all` false)."""
-        if unpatch_all and self.loaded_size():
-            self._evict()
+        if unpatch_all and _is_job_running():
+            # Room on the card for something else in the graph. The next run needs the copies that this one made.
+            self.weights.leave_device()
+        elif unpatch_all:
+            # Somebody wants memory back, and does not say which: the host's own models give up their page-locked
+            # copies here, too.
+            for weights in (self.weights, *self._others):
+                weights.drop()
         return self.model
-
-    def _evict(self) -> None:
-        host = torch.device("cpu")
-        if self.load_device == host or self.offload_device != host:
-            self.weights.drop()
-            return
-        self.weights.to_host()
-        if not _host_room():
-            # Copies that were made when there was room are too much now.
-            self.weights.drop()
 
 
 class HostResidency:
@@ -103,7 +97,7 @@ class HostResidency:
     """
 
     def __init__(self, weights: Mapping[Expert, Weights], inner: Residency, *, one_at_a_time: bool) -> None:
-        self.patchers = {expert: WeightsPatcher(each) for expert, each in weights.items()}
+        self.patchers = {expert: WeightsPatcher(each, weights.values()) for expert, each in weights.items()}
         self._inner = inner
         self._one_at_a_time = one_at_a_time
         self._activation_bytes = 0
@@ -120,7 +114,7 @@ class HostResidency:
         wanted = {name} if self._one_at_a_time else {name, *later}
         for expert, patcher in self.patchers.items():
             if self._one_at_a_time and expert != name and patcher.loaded_size():
-                # It waits for its next turn, and is not evicted: its copy on the host stays in any case.
+                # It waits for its next turn, so it gets a copy if it has none yet.
                 patcher.weights.to_host()
                 comfy.model_management.unload_model_and_clones(patcher)
         named = {f"{each.value} noise expert": patcher for each, patcher in self.patchers.items() if each in wanted}
@@ -160,10 +154,9 @@ def bring_to_device(patchers: Mapping[str, WeightsPatcher], activation_bytes: in
             patcher.on_bytes = None
 
 
-def _host_room() -> int:
-    # The host program reads the machine's memory; in a container the limit is the container's.
-    free = min(int(comfy.model_management.get_free_memory(torch.device("cpu"))), host_ram().free)
-    return max(free - _HOST_HEADROOM_BYTES, 0)
+def _is_job_running() -> bool:
+    """Whether the host is in the middle of a graph. `POST /free` is heeded between two of them, and only there."""
+    return bool(PromptServer.instance.prompt_queue.currently_running)
 
 
 def available_bytes(device: torch.device) -> int:

@@ -233,7 +233,7 @@ class WanPipeline:
             held = [each.weights for each in (self._text, self._vae) if each]
             held += self._experts.weights.values() if self._experts else []
             for weights in held:
-                weights.to_host()
+                weights.leave_device()
         give_back(device)
 
     def _loaded(self) -> frozenset[Loaded]:
@@ -244,7 +244,7 @@ class WanPipeline:
 
     def _move_experts_away(self) -> None:
         for weights in self._experts.weights.values() if self._experts else ():
-            weights.to_host()
+            weights.leave_device()
 
     def _hardware(self) -> Hardware:
         """This machine; memory that our own weights hold counts as free, since it is there to be reused."""

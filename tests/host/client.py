@@ -123,6 +123,15 @@ class Client:
                 return run
         raise TimeoutError(f"the graph did not end within {RUN_SECONDS} s; last events: {run.events[-3:]}")
 
+    def free(self, graph: Prompt, *, cache: bool = False) -> None:
+        """Have the host unload its models, and forget what graphs gave (cache); it is done before the next graph runs.
+
+        graph: the last one, which runs again, from the host's cache. The host does this between two graphs, and if it
+        is told while it tidies up after one, it sleeps on it until the next.
+        """
+        self.post("/free", {"unload_models": True, "free_memory": cache})
+        assert self.run(graph).status == "execution_success"
+
     def interrupt(self) -> None:
         self.post("/interrupt", {})
 

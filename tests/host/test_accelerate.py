@@ -164,7 +164,7 @@ def test_a_second_run_and_one_after_unloading_are_the_same(native: Prompt, saved
     found = [saved(native, {"latent": (end, 0)})["latent"]]
     for free in (False, True):
         if free:
-            client.post("/free", {"unload_models": True})
+            client.free(native)
         # To the host's cache the end step is another input, to the sampler it is past the end as before.
         native[end]["inputs"]["end_at_step"] -= 1
         found.append(saved(native, {"latent": (end, 0)})["latent"])

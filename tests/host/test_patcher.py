@@ -12,8 +12,9 @@ from tests.host.server import PACK_ROOT, ComfyInstall, environment
 
 GB = 10**9
 EXPERTS = [["high", 28 * GB, 28 * GB], ["low", 28 * GB, 28 * GB]]
-# Where evicted weights go: with --highvram the host keeps nothing in RAM.
-EVICTED_TO = {"NORMAL_VRAM": "host", "LOW_VRAM": "host", "NO_VRAM": "host", "HIGH_VRAM": "file"}
+STATES = ("NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "HIGH_VRAM")
+GONE = {"listed": 0, "on device": 0, "copies": 0, "read": []}
+BOTH = ["high", "low"]
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,9 @@ def scenes(install: ComfyInstall) -> dict[str, dict]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(params=EVICTED_TO)
+@pytest.fixture(params=STATES)
 def seen(request: pytest.FixtureRequest, scenes: dict[str, dict]) -> dict:
-    return scenes[request.param] | {"evicted to": EVICTED_TO[request.param]}
+    return scenes[request.param]
 
 
 def test_both_experts_load_once_and_are_counted(seen: dict) -> None:
@@ -38,11 +39,12 @@ def test_both_experts_load_once_and_are_counted(seen: dict) -> None:
     assert scene["available"] == 80 * GB, "what is ours counts as free"
 
 
-def test_the_host_evicts_and_loads_again(seen: dict) -> None:
+@pytest.mark.parametrize("way", ["evicted", "unloaded"])
+def test_the_host_evicts_and_loads_again(seen: dict, way: str) -> None:
     scene = seen["see_resident"]
-    assert sorted(scene["evicted"]) == [f"{name} {seen['evicted to']}" for name in ("high", "low")]
-    assert scene["left"] == []
-    assert sorted(scene["back"]) == ["high device", "low device"]
+    assert sorted(scene[way]) == ["high file", "low file"], "nothing is copied to the host"
+    assert scene[f"left when {way}"] == []
+    assert sorted(scene[f"back when {way}"]) == ["high device", "low device"]
 
 
 def test_a_dropped_handle_leaves_nothing_in_the_hosts_list(seen: dict) -> None:
@@ -50,14 +52,17 @@ def test_a_dropped_handle_leaves_nothing_in_the_hosts_list(seen: dict) -> None:
 
 
 def test_one_expert_at_a_time(seen: dict) -> None:
-    assert seen["see_one_at_a_time"]["moves"] == ["high device", "high host", "low device", "low host", "high device"]
-    assert seen["see_one_at_a_time"]["counted"] == EXPERTS[:1]
+    scene = seen["see_one_at_a_time"]
+    assert scene["moves"] == ["high device", "high host", "low device", "low host", "high device"]
+    assert scene["counted"] == EXPERTS[:1]
+    assert scene["evicted"] == ["high host"] and scene["back"] == ["high device"]
+    assert sorted(scene["unloaded"]) == ["high file", "low file"], "the one that waited goes with the listed one"
+    assert scene["left"] == []
 
 
 def test_others_make_room_for_us_and_we_for_others(seen: dict) -> None:
     scene = seen["see_others_evicted"]
-    assert scene["moves"][:2] == ["text device", f"text {seen['evicted to']}"]
-    # 20 GB of RAM cannot take an expert of 28, so it is read from its file again.
+    assert scene["moves"][:2] == ["text device", "text file"]
     assert scene["for another"] == ["high file"]
     assert scene["free"] >= 40 * GB
 
@@ -78,16 +83,34 @@ def test_what_moves_is_counted_and_given_back(seen: dict, name: str, num_buffers
     assert scene["in the switch"] == {"high": True, "low": True}
     assert scene["broken off"] == {"high": True, "low": False}, "what the host has not listed it could not evict"
     assert scene["back"] and scene["switched"]
-    listed, on_device, _ = scene["evicted"]
-    assert listed == [] and on_device == {"high": False, "low": False}
     assert scene["again"]
 
 
-@pytest.mark.parametrize("name", ["see_a_switch", "see_streaming"])
-def test_copies_stay_on_the_host_while_it_has_room(seen: dict, name: str) -> None:
-    scene = seen[name]
-    assert (len(scene["reads"]) == scene["evicted"][2]) is (seen["evicted to"] == "host")
-    assert scene["without RAM"] == ["file", True], "one expert's copy is given back, page-locks and all"
+@pytest.mark.parametrize("name", ["resident", "turns", "streaming"])
+def test_same_bits_after_every_eviction(seen: dict, name: str) -> None:
+    first, *others = seen[f"see_left_by_{name}"]["latents"]
+    assert len(others) == 6 and all(latent == first for latent in others)
+    assert first[0] != first[1] and 0.0 not in first
+
+
+def test_what_stays_on_the_card_is_read_again_and_never_copied(seen: dict) -> None:
+    scene = seen["see_left_by_resident"]
+    assert scene["new"]["read"] == BOTH and scene["new"]["copies"] == 0
+    assert scene["evicted"] == GONE
+    for way in ("evicted again", "unloaded", "unloaded again", "without RAM", "without RAM again"):
+        assert scene[way] == GONE | {"read": BOTH}, way
+
+
+@pytest.mark.parametrize("name", ["turns", "streaming"])
+def test_copies_outlive_a_graphs_evictions_and_no_unloading(seen: dict, name: str) -> None:
+    scene = seen[f"see_left_by_{name}"]
+    assert scene["new"]["read"] == BOTH
+    kept = GONE | {"copies": 1}
+    assert scene["evicted"] == scene["evicted again"] == kept, "another model of the same graph needs the card, no more"
+    assert scene["unloaded"] == GONE, "POST /free gives back what is page-locked as well, of both experts"
+    assert scene["unloaded again"] == GONE | {"read": BOTH}
+    for way in ("without RAM", "without RAM again"):
+        assert scene[way] == GONE | {"read": BOTH}, "where there is no room for copies, none are made on the way out"
 
 
 def test_unloading_frees_the_ram_of_a_cpu(seen: dict) -> None:

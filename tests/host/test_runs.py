@@ -85,7 +85,7 @@ def test_the_host_counts_our_weights_and_can_unload_them(client: Client, graph: 
     counted = [row for row in loaded_models(client, graph) if row[0] in ours]
     assert sorted(row[0] for row in counted).count("WanTransformer") == 2
     assert all(loaded == size > 0 for _, loaded, size in counted)
-    client.post("/free", {"unload_models": True})
+    client.free(graph)
     assert not loaded_models(client, graph)
     inputs(graph, "WanVelocitySampler").update(end_step=9998)
     assert torch.equal(our_latent(graph, saved), before)

@@ -1,5 +1,6 @@
 """The miniature under every placement: the same latent, bit for bit, with LoRAs and after changes of strength."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from wan_core.specs import Expert
 SIZE = VideoSize(width=16, height=16, num_frames=1)
 # One step by each expert, of two passes through seven blocks.
 REQUEST = SampleRequest(recipe=recipe("official").with_changes(num_steps=2, shift=5.0), seed=7)
+RESIDENT = Placement(policy="resident")
 PLACEMENTS = [
     Placement(policy="experts"),
     Placement(policy="stream", streamed_blocks=3),
@@ -92,6 +94,55 @@ def test_every_placement_gives_the_same_latent(folder, conditioning, placement, 
     placed = Session(folder, conditioning, placement, application)
     for strength in (0.0, 1.0, 0.5, 0.0):
         assert torch.equal(placed.run(strength), resident[strength]), strength
+
+
+@pytest.mark.parametrize("placement", [RESIDENT, *PLACEMENTS], ids=lambda each: f"{each.policy} {each.streamed_blocks}")
+def test_evicted_experts_come_back_the_same(folder, conditioning, placement, application, resident):
+    session = Session(folder, conditioning, placement, application)
+    session.run(1.0)
+    for strength in (1.0, 0.5):
+        held = session.pipeline._experts.weights.values()
+        copies = [weights.bytes_on_host for weights in held]
+        for weights in held:
+            weights.leave_device()
+        assert [weights.bytes_on_host for weights in held] == copies
+        assert not any(weights.bytes_on_device for weights in held)
+        assert torch.equal(session.run(strength), resident[strength]), strength
+    assert any(copies) is (placement != RESIDENT)
+
+
+@pytest.mark.parametrize("placement", [RESIDENT, PLACEMENTS[0]], ids=lambda each: each.policy)
+def test_room_for_the_decode_is_made_without_copies(folder, conditioning, placement):
+    session = Session(folder, conditioning, placement, "beside")
+    expected = session.run(1.0)
+    held = session.pipeline._experts.weights.values()
+    copies = [weights.bytes_on_host for weights in held]
+    session.pipeline._move_experts_away()
+    assert [weights.bytes_on_host for weights in held] == copies
+    assert not any(weights.bytes_on_device for weights in held)
+    assert torch.equal(session.run(1.0), expected)
+
+
+@pytest.mark.parametrize("application", ["merged"], indirect=True)
+@pytest.mark.parametrize("change", ["vanished", "changed"])
+def test_a_file_that_is_not_the_same_after_an_eviction_is_a_sentence(tmp_path, conditioning, application, change):
+    write_miniature(tmp_path)
+    session = Session(tmp_path, conditioning, RESIDENT, application)
+    expected = session.run(1.0)
+    for weights in session.pipeline._experts.weights.values():
+        weights.leave_device()
+    file = find_model(tmp_path).low
+    whole, stamp = file.read_bytes(), file.stat()
+    if change == "vanished":
+        file.unlink()
+    else:
+        file.write_bytes(whole + b" ")
+    with pytest.raises(CheckpointError, match=file.name) as error:
+        session.run(1.0)
+    assert len(str(error.value).splitlines()) == 1
+    file.write_bytes(whole)
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert torch.equal(session.run(1.0), expected)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda each: f"{each.policy} {each.streamed_blocks}")

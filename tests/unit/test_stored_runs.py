@@ -126,6 +126,11 @@ def test_every_placement_gives_the_latent_of_decoded_weights(folder, conditionin
         with NothingOnTheHost(lambda: built.weights.values()) as device:
             assert torch.equal(session.run(), expected)
         assert device.seen > 500
+    copies = sum(weights.bytes_on_host for weights in built.weights.values())
+    for weights in built.weights.values():
+        weights.leave_device()
+    assert sum(weights.bytes_on_host for weights in built.weights.values()) == copies
+    assert torch.equal(session.run(), expected), "after an eviction"
 
 
 def test_the_weights_take_half_on_the_device_and_on_the_host(fp8, conditioning):

@@ -99,6 +99,42 @@ class LoadedModels(io.ComfyNode):
         return io.NodeOutput(ui={"text": [json.dumps(rows)]})
 
 
+class Held(io.ComfyNode):
+    """Bytes of the experts' weights on the device and in copies on the host; before that, all is evicted if asked.
+
+    A host on a CPU evicts nothing in the middle of a graph by itself, so this asks it as another model on a card would.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HostTestHeld",
+            category="host test",
+            inputs=[
+                io.AnyType.Input("after"),
+                io.AnyType.Input("experts"),
+                io.Boolean.Input("evict"),
+                io.String.Input("label"),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, after: object, experts: object, evict: bool, label: str) -> io.NodeOutput:
+        import comfy.model_management
+
+        if evict:
+            comfy.model_management.free_memory(1e30, comfy.model_management.get_torch_device())
+        weights = [patcher.weights for patcher in experts.get_models()]
+        held = {
+            "device": sum(each.bytes_on_device for each in weights),
+            "copies": sum(each.bytes_on_host for each in weights),
+            "all": sum(each.nbytes for each in weights),
+        }
+        return io.NodeOutput(ui={"text": [json.dumps(held)]})
+
+
 class OtherModel(io.ComfyNode):
     """A MODEL that is no Wan."""
 
@@ -187,7 +223,7 @@ class HostTestExtension(ComfyExtension):
     """The test nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SaveTensor, RandomLatent, ClipForm, LoadedModels, OtherModel, Meddle]
+        return [SaveTensor, RandomLatent, ClipForm, LoadedModels, Held, OtherModel, Meddle]
 
 
 async def comfy_entrypoint() -> HostTestExtension:

@@ -265,7 +265,7 @@ def test_evicted_between_two_runs(make_lane):
     run.all()
     reads = [len(source.reads) for source in sources]
     for each in weights.values():
-        each.to_host()
+        each.leave_device()
     assert torch.equal(run.all(), resident()) and [len(source.reads) for source in sources] == reads
     for each in weights.values():
         each.drop()

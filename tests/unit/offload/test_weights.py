@@ -36,6 +36,31 @@ def test_a_file_is_read_once_until_it_is_dropped():
     assert len(source.reads) == 2 * reads and same(values(weights), loaded)
 
 
+def test_leaving_the_device_copies_nothing():
+    weights, source = tower(2, seed=0)
+    weights.to_device()
+    loaded, reads = values(weights), len(source.reads)
+    weights.leave_device()
+    assert weights.place is Place.FILE and weights.bytes_on_device == weights.bytes_on_host == 0
+    assert all(parameter.is_meta for parameter in weights.module.parameters())
+    weights.to_device()
+    assert same(values(weights), loaded) and len(source.reads) == 2 * reads
+
+
+def test_copies_that_are_there_stay_when_the_device_is_left():
+    weights, source = tower(3, seed=0)
+    block = weights.units[1]
+    weights.copy_to_host([block])
+    weights.to_device()
+    loaded = values(weights)
+    weights.leave_device()
+    assert weights.place is Place.HOST and weights.bytes_on_host == block.nbytes
+    source.reads.clear()
+    weights.to_device()
+    assert same(values(weights), loaded)
+    assert set(source.reads) == {name for unit in weights.units if unit is not block for name in unit.names}
+
+
 def test_a_copy_on_the_host_is_not_written_back():
     weights, source = tower(2, seed=0)
     weights.copy_to_host(weights.units)
