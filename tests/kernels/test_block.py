@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wan_core.checkpoint.decode import decode_rows
+from wan_core.checkpoint.decode import decode_rows_into
 from wan_core.kernels import block
 from wan_core.linear.stored import Storage, StoredLinear
 from wan_core.models.layers import Linear
@@ -97,11 +97,12 @@ def test_rms_norm_and_rotation(dim, dtype, is_rotated, is_sliced):
 
 @pytest.mark.gpu
 def test_gelu_behind_a_layer_that_keeps_codes_is_that_behind_its_decoded_weight():
-    storage = Storage(codes=(2048, 1024), dtype=torch.float8_e4m3fn, scale=(), form="float8_e4m3fn", decode=decode_rows)
+    dtype = torch.float8_e4m3fn
+    storage = Storage(codes=(2048, 1024), dtype=dtype, scale=(), form="float8_e4m3fn", decode_into=decode_rows_into)
     with torch.device(DEVICE):
         stored = StoredLinear(1024, 2048, storage, torch.bfloat16, bias=True)
         plain = Linear(1024, 2048).bfloat16().requires_grad_(False)
-        stored.codes.copy_((30 * torch.randn(2048, 1024)).to(torch.float8_e4m3fn))
+        stored.codes.copy_((30 * torch.randn(2048, 1024)).to(dtype))
         stored.scale.fill_(1e-3)
         stored.bias.copy_(plain.bias)
         plain.weight.copy_(stored.weight)

@@ -85,6 +85,8 @@ def test_a_forward_has_the_shapes_that_pytorch_says(dtype, times):
         lambda x, y: x * torch.tensor(2.0, dtype=torch.float64, device="meta"),
         lambda x, y: torch.where(x > 0, x, y),
         lambda x, y: x.add_(y),
+        lambda x, y: x.bfloat16().mul_(y),
+        lambda x, y: torch.mul(x, y, out=x),
         lambda x, y: torch.stack((x, x), dim=-1),
         lambda x, y: torch.cat((x, x[:, :1].half()), dim=-2),
         lambda x, y: torch.arange(2, 9, device="meta"),

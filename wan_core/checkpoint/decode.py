@@ -57,8 +57,8 @@ def grain(info: TensorInfo) -> Grain:
     return Grain(row, row * itemsize)
 
 
-def decode(raw: Tensor, info: TensorInfo, scale: Tensor | None, first: int) -> Tensor:
-    """Numbers of some grains of a tensor, flat, in any float dtype.
+def decode_into(place: Tensor, raw: Tensor, info: TensorInfo, scale: Tensor | None, first: int) -> None:
+    """Write the numbers of some grains of a tensor to their place (n,), of any float dtype.
 
     raw: their bytes (n,) uint8. scale: all of the tensor's scales, flat, float32. first: index of the first grain.
     """
@@ -66,17 +66,23 @@ def decode(raw: Tensor, info: TensorInfo, scale: Tensor | None, first: int) -> T
     codes = raw.view(-1, form.nbytes) if form else raw.view(getattr(torch, info.dtype)).view(-1, grain(info).size)
     if scale is not None and scale.numel() > 1:
         scale = scale[first : first + codes.shape[0]]
-    return decode_rows(codes, scale, info.dtype).view(-1)
+    decode_rows_into(place.view(codes.shape[0], -1), codes, scale, info.dtype)
 
 
-def decode_rows(codes: Tensor, scale: Tensor | None, dtype: str) -> Tensor:
-    """Numbers (rows, columns) in a float dtype, of codes (rows, codes of a row).
+def decode_rows_into(place: Tensor, codes: Tensor, scale: Tensor | None, dtype: str) -> None:
+    """Write the numbers of codes (rows, codes of a row) to their place (rows, columns), of any float dtype.
 
     scale: one for all rows or one for each, flat, float32. dtype: what the codes are, as in `TensorInfo`.
     """
     if dtype in BLOCK_FORMATS:
-        return decode_blocks(codes.reshape(-1), dtype).view(codes.shape[0], -1)
-    return codes if scale is None else codes.float() * scale[:, None]
+        place.copy_(decode_blocks(codes.reshape(-1), dtype).view(place.shape))
+    elif scale is None:
+        place.copy_(codes)
+    elif codes.element_size() == 1:
+        # Every float dtype holds what 8 bits can say, so nothing wider has to stand in between.
+        place.copy_(codes).mul_(scale[:, None])
+    else:
+        place.copy_(codes.float() * scale[:, None])
 
 
 def _fits(info: TensorInfo, scale: TensorInfo) -> bool:

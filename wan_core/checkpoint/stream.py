@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .decode import decode, grain, is_stored_as, value_dtype, why_not
+from .decode import decode_into, grain, is_stored_as, value_dtype, why_not
 from .header import Stamp, TensorInfo
 from .sentences import label, quoted
 
@@ -86,7 +86,7 @@ class Reader:
             if is_stored_as(info, target.dtype):
                 place.copy_(piece.view(target.dtype), non_blocking=True)
             else:
-                place.copy_(decode(piece.to(target.device, non_blocking=True), info, scale, first))
+                decode_into(place, piece.to(target.device, non_blocking=True), info, scale, first)
             buffers.sent()
 
     def _scale(self, info: TensorInfo | None, device: torch.device) -> Tensor | None:

@@ -5,7 +5,8 @@ the dtype of the products, made anew for each call and gone after it. So the lay
 computes that was decoded when it was loaded; it takes the memory and the transfers of the codes, and the time of
 writing its weight once for each product.
 
-Rows are decoded in pieces, so that the float32 numbers in between stay small. A compiler fuses them away by itself.
+Rows are decoded in pieces, so that float32 numbers in between, where there are any, stay small. A compiler fuses them
+away by itself.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Codes of some rows, the scales (one for all rows, or one for each; flat, float32) -> numbers (rows, columns).
-DecodeRows = Callable[[Tensor, Tensor | None, str], Tensor]
+# Writes to a place (rows, columns) the numbers of some rows' codes and scales (one for all or one for each; flat,
+# float32), stored in a form of this name.
+DecodeInto = Callable[[Tensor, Tensor, Tensor | None, str], None]
 
 _PIECE_NUMBERS = 1 << 24
 
@@ -26,14 +28,14 @@ class Storage:
     """How the weight of one layer is stored, and what decodes it.
 
     codes: their shape (rows, codes of a row), in `dtype`. scale: shape of the scales, `None` where there are none.
-    form: the name of the coding, as `decode` knows it.
+    form: the name of the coding, as `decode_into` knows it.
     """
 
     codes: tuple[int, ...]
     dtype: torch.dtype
     scale: tuple[int, ...] | None
     form: str
-    decode: DecodeRows
+    decode_into: DecodeInto
 
 
 class StoredLinear(nn.Module):
@@ -52,7 +54,7 @@ class StoredLinear(nn.Module):
         self.out_features = out_features
         self.dtype = dtype
         self.form = storage.form
-        self._decode = storage.decode
+        self._decode_into = storage.decode_into
         self.codes = _parameter(storage.codes, storage.dtype)
         self.scale = None if storage.scale is None else _parameter(storage.scale, torch.float32)
         self.bias = _parameter((out_features,), dtype) if bias else None
@@ -60,23 +62,20 @@ class StoredLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The decoded weight (out, in)."""
-        if torch.compiler.is_compiling():
-            return self._rows(0, self.out_features).to(self.dtype)
         weight = torch.empty(self.out_features, self.in_features, dtype=self.dtype, device=self.codes.device)
-        step = max(_PIECE_NUMBERS // self.in_features, 1)
+        step = self.out_features if torch.compiler.is_compiling() else max(_PIECE_NUMBERS // self.in_features, 1)
         for first in range(0, self.out_features, step):
             last = min(first + step, self.out_features)
-            weight[first:last].copy_(self._rows(first, last))
+            self._decode_into(weight[first:last], self.codes[first:last], self._scales(first, last), self.form)
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.dtype), self.weight, self.bias)
 
-    def _rows(self, first: int, last: int) -> Tensor:
+    def _scales(self, first: int, last: int) -> Tensor | None:
+        """Of some rows: the one of all, or their own."""
         scale = None if self.scale is None else self.scale.flatten()
-        if scale is not None and scale.numel() > 1:
-            scale = scale[first:last]
-        return self._decode(self.codes[first:last], scale, self.form)
+        return scale if scale is None or scale.numel() == 1 else scale[first:last]
 
 
 def _parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
