@@ -30,8 +30,8 @@ def main() -> int:
     parser.add_argument("--lora", help="a file below loras, on both arms at strength 0.8")
     parser.add_argument("--flags", default="", help="more options of ComfyUI")
     arguments = parser.parse_args()
-    with comfy_server(arguments.comfy, arguments.models, arguments.flags.split(), [STOPWATCH]) as address:
-        result = run_graph(address, _graph(arguments))
+    with comfy_server(arguments.comfy, arguments.models, arguments.flags.split(), [STOPWATCH]) as server:
+        result = run_graph(server, _graph(arguments))
     if result["status"]["status_str"] != "success":
         print(json.dumps(result["status"], indent=2))
         return 1

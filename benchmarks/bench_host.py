@@ -24,9 +24,9 @@ def main() -> int:
     parser.add_argument("--preset", default="auto")
     parser.add_argument("--flags", default="", help="more options of ComfyUI")
     arguments = parser.parse_args()
-    with comfy_server(arguments.comfy, arguments.models, arguments.flags.split()) as address:
+    with comfy_server(arguments.comfy, arguments.models, arguments.flags.split()) as server:
         start = perf_counter()
-        result = run_graph(address, _graph(arguments))
+        result = run_graph(server, _graph(arguments))
         print(f"whole run: {perf_counter() - start:.1f} s, {result['status']['status_str']}")
         for output in result["outputs"].values():
             print("\n".join(output.get("text", [])))

@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench_host_memory --comfy DIR --models DIR [--size 832x480x5] [--flags="--reserve-vram 60"]
 
-Five acts in one ComfyUI: our sampler; `POST /free`; our sampler; the host's own sampler on one expert loaded by the
-host; our sampler. After each: what the host counts as loaded, the device's memory, and whether our latent is the first
-one bit for bit. `--reserve-vram` makes a large card too small for both; run it again with `--disable-dynamic-vram`.
+Six acts in one ComfyUI: our sampler; `POST /free` for models; our sampler; the host's own sampler on one expert loaded
+by the host; our sampler; `POST /free` for models and cache. After each: what the host counts as loaded, the memory of
+device and process, and whether our latent is the first one bit for bit. `--reserve-vram` makes a large card too small
+for both; `--preset 40gb` has the experts wait in page-locked memory. Run it again with `--disable-dynamic-vram`.
 `--models` is what `benchmarks.random_model` wrote. Ends with 1 where anything is not as it should be.
 """
 
@@ -15,12 +16,12 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.bench_accelerate import STOPWATCH
-from benchmarks.comfy_server import Graph, comfy_server, graph_of, run_graph, system_stats, unload_models
+from benchmarks.comfy_server import Graph, Memory, Server, comfy_server, graph_of, memory, run_graph, unload_models
 
 Nodes = dict[str, tuple[str, Graph]]
-GIB = 2**30
-# What may stay of torch's memory once everything is unloaded: libraries' workspaces.
-_LEFT_GIB = 1.0
+# What may stay once everything is unloaded: libraries' workspaces; on the host also libraries and their kernels, which
+# a new process has not loaded yet.
+_DEVICE_GIB, _HOST_GIB = 1.0, 8.0
 
 
 def main() -> int:
@@ -31,28 +32,24 @@ def main() -> int:
     parser.add_argument("--high", default="random_high_noise_14B.safetensors")
     parser.add_argument("--low", default="random_low_noise_14B.safetensors")
     parser.add_argument("--text-encoder", default="random_umt5_xxl.safetensors")
+    parser.add_argument("--preset", default="auto", help="of our sampler's profile")
     parser.add_argument("--flags", default="", help="more options of ComfyUI")
     arguments = parser.parse_args()
-    with comfy_server(arguments.comfy, arguments.models, arguments.flags.split(), [STOPWATCH]) as address:
-        problems = play(address, arguments)
+    with comfy_server(arguments.comfy, arguments.models, arguments.flags.split(), [STOPWATCH]) as server:
+        problems = play(server, arguments)
     print("\n".join(problems) or "as it should be")
     return 1 if problems else 0
 
 
-def play(address: str, arguments: argparse.Namespace) -> list[str]:
-    """The five acts; a sentence for each thing that is wrong."""
-    problems = []
-    first = act(address, "ours", ours(arguments, number=0))
-    unload_models(address)
-    device = system_stats(address)
-    left = (device["torch_vram_total"] - device["torch_vram_free"]) / GIB
-    print(f"after POST /free: {left:.2f} GiB in torch's hands on {device['type']}")
-    # Of a CPU the host reports the process and the whole machine.
-    if device["type"] == "cuda" and left > _LEFT_GIB:
-        problems.append(f"after POST /free {left:.2f} GiB stayed, expected at most {_LEFT_GIB}")
-    again = act(address, "ours again", ours(arguments, number=1))
-    other = act(address, "the host's own", native(arguments))
-    back = act(address, "ours after it", ours(arguments, number=2))
+def play(server: Server, arguments: argparse.Namespace) -> list[str]:
+    """The acts; a sentence for each thing that is wrong."""
+    new = memory(server)
+    first = act(server, "ours", ours(arguments, number=0))
+    problems = unload(server, new, cache=False)
+    again = act(server, "ours again", ours(arguments, number=1))
+    other = act(server, "the host's own", native(arguments))
+    back = act(server, "ours after it", ours(arguments, number=2))
+    problems += unload(server, new, cache=True)  # what the host has loaded by itself stays in its cache without
     for name, reading in (("after POST /free", again), ("after the host's own model", back)):
         if reading["digest"] != first["digest"]:
             problems.append(f"our latent {name} is not the first one")
@@ -61,14 +58,32 @@ def play(address: str, arguments: argparse.Namespace) -> list[str]:
     return problems
 
 
-def act(address: str, title: str, nodes: Nodes) -> dict[str, object]:
+def unload(server: Server, new: Memory, *, cache: bool) -> list[str]:
+    """Ask for all memory, and wait for it; a sentence for each kind of it that stays. new: what a new process held."""
+    before, words = memory(server), "models and cache" if cache else "models"
+    seconds, after = unload_models(server, cache=cache, is_done=lambda held: not _left(held, new))
+    took = "not back after a minute" if seconds is None else f"back after {seconds:.1f} s"
+    print(f"POST /free for {words}: {took}; {_words(before)} -> {_words(after)}", flush=True)
+    return [f"after POST /free for {words} {sentence}" for sentence in _left(after, new)]
+
+
+def _left(held: Memory, new: Memory) -> list[str]:
+    rows = (("on the device", held.device, _DEVICE_GIB), ("of host memory", held.host - new.host, _HOST_GIB))
+    return [f"{gib:.2f} GiB {where} stayed, expected at most {most}" for where, gib, most in rows if gib > most]
+
+
+def _words(held: Memory) -> str:
+    return f"device {held.device:.2f}, host {held.host:.2f} GiB"
+
+
+def act(server: Server, title: str, nodes: Nodes) -> dict[str, object]:
     """Run one graph and print what is held after it."""
     start = perf_counter()
-    result = run_graph(address, graph_of(nodes))
+    result = run_graph(server, graph_of(nodes))
     if result["status"]["status_str"] != "success":
         raise RuntimeError(json.dumps(result["status"], indent=1)[-2000:])
     reading = json.loads(result["outputs"]["held"]["text"][0])
-    print(f"{title}: {perf_counter() - start:.1f} s, {json.dumps(reading)}", flush=True)
+    print(f"{title}: {perf_counter() - start:.1f} s, {_words(memory(server))}, {json.dumps(reading)}", flush=True)
     return reading
 
 
@@ -91,10 +106,11 @@ def ours(arguments: argparse.Namespace, *, number: int) -> Nodes:
     }  # fmt: skip
     return shared(arguments) | {
         "experts": ("WanVelocityLoadExperts", {"high_noise": arguments.high, "low_noise": arguments.low}),
+        "profile": ("WanVelocityProfile", {"preset": arguments.preset}),
         "sampler": ("WanVelocitySampler", {
             "experts": ["experts", 0], "positive": ["text", 0], "negative": ["text", 1], "latent": ["latent", 0],
-            "seed": 1, "denoise": 1.0, "noise_device": "device", "start_step": 0, "end_step": 9999 - number,
-            "add_noise": "on", "leftover_noise": "remove", "resume": "never", **recipe}),
+            "profile": ["profile", 0], "seed": 1, "denoise": 1.0, "noise_device": "device", "start_step": 0,
+            "end_step": 9999 - number, "add_noise": "on", "leftover_noise": "remove", "resume": "never", **recipe}),
     }  # fmt: skip
 
 

@@ -12,22 +12,43 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("__init__.py", "nodes", "wan_core", "pyproject.toml")
 START_SECONDS = 180
 RUN_SECONDS = 1200
+UNLOAD_SECONDS = 60
 LOG_LINES = 25
+GIB = 2**30
 
 Graph = dict[str, object]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A running ComfyUI: host and port, and its process."""
+
+    address: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What a ComfyUI holds, in GiB: tensors on its GPU (0 without one), and its process's own memory, without files."""
+
+    device: float
+    host: float
+
+
 @contextmanager
-def comfy_server(comfy: Path, models: Path, flags: Sequence[str] = (), packs: Sequence[Path] = ()) -> Iterator[str]:
-    """Yield the address of a running ComfyUI from the checkout `comfy`.
+def comfy_server(comfy: Path, models: Path, flags: Sequence[str] = (), packs: Sequence[Path] = ()) -> Iterator[Server]:
+    """Yield a running ComfyUI from the checkout `comfy`.
 
     models: becomes its models folder. packs: folders that are loaded as custom nodes beside ours.
     """
@@ -43,7 +64,7 @@ def comfy_server(comfy: Path, models: Path, flags: Sequence[str] = (), packs: Se
             process = subprocess.Popen(command, cwd=comfy, stdout=log, stderr=subprocess.STDOUT)
         try:
             _wait_until_ready(address, process)
-            yield address
+            yield Server(address=address, pid=process.pid)
         finally:
             process.terminate()
             process.wait(30)
@@ -56,10 +77,10 @@ def graph_of(nodes: dict[str, tuple[str, Graph]]) -> Graph:
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
-def run_graph(address: str, graph: Graph) -> dict[str, object]:
+def run_graph(server: Server, graph: Graph) -> dict[str, object]:
     """Queue a graph and wait for it; returns its entry in the history."""
     body = json.dumps({"prompt": graph}).encode()
-    request = urllib.request.Request(f"http://{address}/prompt", body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(f"http://{server.address}/prompt", body, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             prompt_id = json.load(answer)["prompt_id"]
@@ -67,24 +88,41 @@ def run_graph(address: str, graph: Graph) -> dict[str, object]:
         raise RuntimeError(f"ComfyUI refused the graph: {error.read().decode()}") from error
     deadline = time.monotonic() + RUN_SECONDS
     while time.monotonic() < deadline:
-        history = _get(address, f"/history/{prompt_id}")
+        history = _get(server.address, f"/history/{prompt_id}")
         if prompt_id in history:
             return history[prompt_id]
         time.sleep(0.5)
     raise RuntimeError(f"no result within {RUN_SECONDS} s")
 
 
-def system_stats(address: str) -> dict[str, object]:
-    """What the host says of its first device; memory in bytes."""
-    return _get(address, "/system_stats")["devices"][0]
+def memory(server: Server) -> Memory:
+    """What it holds now. Page-locked memory is the process's own; pages of files that it has mapped are not."""
+    device = _get(server.address, "/system_stats")["devices"][0]
+    # Of a CPU the host reports the whole machine.
+    held = device["torch_vram_total"] - device["torch_vram_free"] if device["type"] == "cuda" else 0
+    process = psutil.Process(server.pid).memory_info()
+    return Memory(device=held / GIB, host=(process.rss - process.shared) / GIB)
 
 
-def unload_models(address: str) -> None:
-    """What the button "unload models" asks for; the host does it between two graphs, so this waits a little."""
-    body = json.dumps({"unload_models": True, "free_memory": True}).encode()
-    request = urllib.request.Request(f"http://{address}/free", body, {"Content-Type": "application/json"})
+def unload_models(server: Server, *, cache: bool, is_done: Callable[[Memory], bool]) -> tuple[float | None, Memory]:
+    """Ask as "Unload Models" does, with cache as "... and Execution Cache"; seconds until it is done, and what is held.
+
+    `None` seconds where that took more than a minute. It is asked for every second: a ComfyUI that is asked while it
+    tidies up after a graph, which is what it does when the graph has just ended, sleeps on it until the next one.
+    """
+    body = json.dumps({"unload_models": True, "free_memory": cache}).encode()
+    request = urllib.request.Request(f"http://{server.address}/free", body, {"Content-Type": "application/json"})
+    start = asked = time.monotonic()
     urllib.request.urlopen(request, timeout=60).close()
-    time.sleep(3.0)
+    while not is_done(held := memory(server)):
+        now = time.monotonic()
+        if now - start > UNLOAD_SECONDS:
+            return None, held
+        if now - asked > 1.0:
+            urllib.request.urlopen(request, timeout=60).close()
+            asked = now
+        time.sleep(0.05)
+    return time.monotonic() - start, held
 
 
 def _lay_out(base: Path, models: Path, packs: Sequence[Path]) -> Path:
