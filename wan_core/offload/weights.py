@@ -147,8 +147,8 @@ class Weights:
     def leave_device(self) -> None:
         """Leave the device; copies on the host stay, and what has none is read from its file when it is needed.
 
-        No copy is made now: that of both experts took 22 to 26 s on one H200, a run that read their files again took 16
-        and one that found copies 12. The system keeps files in memory that nobody else wants, and only there.
+        No copy is made now: that of both experts took 22 to 26 s on one H200, a run that read their files again (from a
+        file system in memory) took 16 and one that found copies 12. The system keeps files in memory that is free.
         """
         for unit in tuple(self._on_device):
             self.give(unit)
