@@ -8,6 +8,7 @@ needs another one of these.
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ..wan_core.checkpoint.locate import is_shard, weight_files
 from ..wan_core.cli.doctor import folder_notes
 from ..wan_core.errors import InputError, Interrupted
 from ..wan_core.hardware import Hardware
-from .patcher import available_bytes
+from .patcher import available_bytes, ram_kept_free
 
 _LOG = logging.getLogger(__name__)
 PACK_ROOT = Path(__file__).parent.parent
@@ -88,7 +89,8 @@ def hardware(*, measure: bool = True) -> Hardware:
     device = comfy.model_management.get_torch_device()
     if measure:
         _make_room_to_measure(device)
-    return Hardware.detect(str(device), free_memory=available_bytes(device), measure=measure)
+    found = Hardware.detect(str(device), free_memory=available_bytes(device), measure=measure)
+    return replace(found, host_free_memory=max(found.host_free_memory - ram_kept_free(), 0))
 
 
 @cache

@@ -16,11 +16,13 @@ is copied when weights are evicted: what a placement has made copies of comes ba
 from collections.abc import Collection, Hashable, Mapping
 from contextlib import AbstractContextManager
 
+import comfy.memory_management
 import comfy.model_management
 import comfy.model_patcher
 import torch
 from server import PromptServer
 
+from ..wan_core.offload.host_memory import free_bytes
 from ..wan_core.offload.residency import OnLoad, Residency
 from ..wan_core.offload.weights import OnBytes, Weights
 from ..wan_core.specs import Expert
@@ -46,6 +48,7 @@ class WeightsPatcher(comfy.model_patcher.ModelPatcher):
         self._others = others
         if weights.pinning is not None:
             weights.pinning = HostPinning()
+        weights.host_room = _host_room
         self.on_bytes: OnBytes | None = None
 
     def model_size(self) -> int:
@@ -152,6 +155,15 @@ def bring_to_device(patchers: Mapping[str, WeightsPatcher], activation_bytes: in
     finally:
         for patcher in patchers.values():
             patcher.on_bytes = None
+
+
+def ram_kept_free() -> int:
+    """Host memory that has to stay free in a graph: with less the host empties its cache, our experts and all."""
+    return comfy.memory_management.RAM_CACHE_HEADROOM
+
+
+def _host_room() -> int:
+    return max(free_bytes() - ram_kept_free(), 0)
 
 
 def _is_job_running() -> bool:

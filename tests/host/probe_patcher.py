@@ -24,6 +24,7 @@ from pretended_host import (
     unload,
 )
 
+import comfy.memory_management  # isort: skip
 import comfy.model_patcher  # isort: skip
 import torch  # isort: skip
 
@@ -225,6 +226,19 @@ def see_what_is_left(patcher: ModuleType, streamed: int | None) -> dict[str, obj
     return seen | {"latents": latents}
 
 
+def see_ram_kept_free(patcher: ModuleType) -> dict[str, object]:
+    """The share of the experts that gets copies, where the host wants some or all of its memory to stay free."""
+    seen = {}
+    for name, headroom in (("a little", 10 * GB), ("all", 128 * GB)):
+        held = Experts(patcher, Machine(), streamed=0)
+        comfy.memory_management.RAM_CACHE_HEADROOM = headroom
+        held.run()
+        comfy.memory_management.RAM_CACHE_HEADROOM = 0
+        seen[name] = held.holdings()["copies"]
+        unload()
+    return seen
+
+
 def see_left_by_resident(patcher: ModuleType) -> dict[str, object]:
     return see_what_is_left(patcher, None)
 
@@ -290,6 +304,7 @@ def main() -> None:
     scenes = (
         see_resident, see_one_at_a_time, see_others_evicted, see_failed_load, see_on_the_cpu, see_ram_cache,
         see_a_switch, see_streaming, see_left_by_resident, see_left_by_turns, see_left_by_streaming,
+        see_ram_kept_free,
     )  # fmt: skip
     seen = {}
     for state in STATES:

@@ -113,6 +113,10 @@ def test_copies_outlive_a_graphs_evictions_and_no_unloading(seen: dict, name: st
         assert scene[way] == GONE | {"read": BOTH}, "where there is no room for copies, none are made on the way out"
 
 
+def test_copies_leave_the_memory_that_the_hosts_cache_wants(seen: dict) -> None:
+    assert seen["see_ram_kept_free"] == {"a little": 1, "all": 0}
+
+
 def test_unloading_frees_the_ram_of_a_cpu(seen: dict) -> None:
     assert seen["see_on_the_cpu"] == {"loaded": ["vae device"], "unloaded": ["vae file"]}
 
