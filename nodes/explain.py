@@ -52,7 +52,8 @@ class ShowPlan(io.ComfyNode):
         text_encoder: TextEncoderHandle | None = None,
         vae: VaeHandle | None = None,
     ) -> io.NodeOutput:
-        samples, profile, hardware = native.latent_samples(latent), profile or preset("auto"), host.hardware()
+        samples, profile = native.latent_samples(latent), profile or preset("auto")
+        hardware = host.hardware(copies=experts.bytes_on_host)
         size = tuple(samples.shape[2:])
         workload = Workload(
             request=SampleRequest(recipe=chosen_recipe(recipe)),

@@ -86,6 +86,11 @@ class ExpertsHandle:
         """Where the weights of what is built are; a plan keeps it where another is no better."""
         return self._built.placement
 
+    @property
+    def bytes_on_host(self) -> int:
+        """What copies of the weights take of the host's memory now."""
+        return sum(patcher.weights.bytes_on_host for patcher in self.get_models())
+
     def with_lora(self, choice: LoraChoice) -> "ExpertsHandle":
         """The same experts with one more LoRA. Where only strengths differ, they are used as they are built."""
         return ExpertsHandle(self.pair.with_lora(choice), self._built)

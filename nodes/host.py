@@ -81,16 +81,17 @@ def free_device() -> None:
         comfy.model_management.soft_empty_cache()
 
 
-def hardware(*, measure: bool = True) -> Hardware:
+def hardware(*, measure: bool = True, copies: int = 0) -> Hardware:
     """The device that the host computes on, with what it would evict for us counted as free.
 
-    measure: `False` while something else runs, which times of its own would be wrong for and a disturbance to.
+    measure: `False` while something else runs, which times of its own would be wrong for and a disturbance to. copies:
+    bytes of host memory that whoever asks holds already, and so need no room there.
     """
     device = comfy.model_management.get_torch_device()
     if measure:
         _make_room_to_measure(device)
     found = Hardware.detect(str(device), free_memory=available_bytes(device), measure=measure)
-    return replace(found, host_free_memory=max(found.host_free_memory - ram_kept_free(), 0))
+    return replace(found, host_free_memory=max(found.host_free_memory - ram_kept_free(), 0) + copies)
 
 
 @cache

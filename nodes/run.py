@@ -5,6 +5,7 @@ from torch import Tensor
 from ..wan_core.build import measure_kernels
 from ..wan_core.component_plan import resolve_decode
 from ..wan_core.estimate import Knowledge, Part, RunEstimate, decode_parts, learn, likely_decode, sampling_parts
+from ..wan_core.hardware import Hardware
 from ..wan_core.plan import ExecutionPlan
 from ..wan_core.profiles import OptimizationProfile
 from ..wan_core.recovery.journal import Journal
@@ -33,7 +34,7 @@ class SamplerRun:
         self, profile: OptimizationProfile, plan: ExecutionPlan, choice: saved_runs.Choice
     ) -> tuple[SampleResult, Journal]:
         """Sample as planned, or with less where memory runs out; `choice` says of what run."""
-        hardware, spec, report = host.hardware(), self._experts.pair.spec, self._report
+        hardware, spec, report = self._hardware(), self._experts.pair.spec, self._report
         known = Knowledge.of(hardware)
         self._hooks.on_phase("build")
         with report.phase("build"):
@@ -52,12 +53,15 @@ class SamplerRun:
                 built, lower, self._conditioning, self._samples, hooks=self._hooks, report=report, journal=journal
             )
 
-        ladder = Ladder(profile=profile, hardware=host.hardware, spec=spec)
+        ladder = Ladder(profile=profile, hardware=self._hardware, spec=spec)
         tell = self._hooks.on_warning
         result = sample_down_the_ladder(attempt, plan, ladder, journal, report, host.free_device, tell)
         if is_whole and not has_stepped_down(report):
             learn(parts, report, hardware)
         return result, journal
+
+    def _hardware(self) -> Hardware:
+        return host.hardware(copies=self._experts.bytes_on_host)
 
 
 def _decode_after(

@@ -137,7 +137,7 @@ class MoeSampler(io.ComfyNode):
             loras=experts.pair.loras,
             stored=storable(experts.pair),
         )
-        hardware, report = host.hardware(), Report()
+        hardware, report = host.hardware(copies=experts.bytes_on_host), Report()
         profile = profile or preset("auto")
         choice = saved_runs.Choice(resume=resume, saved_run=saved_run)
         with host.interruptible(), live.SamplerHooks(cls.hidden.unique_id, hardware) as hooks:

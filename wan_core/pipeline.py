@@ -252,8 +252,11 @@ class WanPipeline:
         held = [self._text.weights] if self._text else []
         held += [self._vae.weights] if self._vae else []
         held += self._experts.weights.values() if self._experts else []
-        reusable = sum(weights.bytes_on_device for weights in held)
-        return replace(hardware, free_memory=hardware.free_memory + reusable)
+        return replace(
+            hardware,
+            free_memory=hardware.free_memory + sum(weights.bytes_on_device for weights in held),
+            host_free_memory=hardware.host_free_memory + sum(weights.bytes_on_host for weights in held),
+        )
 
 
 def _place(component: TextEncoder | Vae | None) -> Place:

@@ -14,8 +14,10 @@ from miniature.architecture import TEXT_ENCODER, TRANSFORMER
 from miniature.write import write_miniature
 from tests.lora_files import write_lora
 from tests.unit.test_pipeline import Recorder
+from wan_core import hardware
 from wan_core.checkpoint.find import find_model
 from wan_core.errors import CheckpointError, Interrupted
+from wan_core.host_ram import HostRam
 from wan_core.offload.weights import Weights
 from wan_core.pipeline import RunPlan, WanPipeline
 from wan_core.placement import Placement
@@ -109,6 +111,16 @@ def test_evicted_experts_come_back_the_same(folder, conditioning, placement, app
         assert not any(weights.bytes_on_device for weights in held)
         assert torch.equal(session.run(strength), resident[strength]), strength
     assert any(copies) is (placement != RESIDENT)
+
+
+def test_copies_that_are_held_need_no_room(folder, conditioning, monkeypatch):
+    """Else the second run on a machine that they fill would be told that nothing fits."""
+    monkeypatch.setattr(hardware, "host_ram", lambda: HostRam(total=64 << 30, free=8 << 30))
+    session = Session(folder, conditioning, PLACEMENTS[0], "beside")
+    assert session.pipeline._hardware().host_free_memory == 8 << 30
+    session.run(0.0)
+    copies = sum(weights.nbytes for weights in session.pipeline._experts.weights.values())
+    assert session.pipeline._hardware().host_free_memory == (8 << 30) + copies
 
 
 @pytest.mark.parametrize("placement", [RESIDENT, PLACEMENTS[0]], ids=lambda each: each.policy)
