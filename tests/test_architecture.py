@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     "facts": {"errors", "files", "hooks", "placement", "profiles", "recipes", "report", "specs"},
     "machine": {
-        "allocator", "hardware", "host_ram", "history", "kernels", "live_bytes", "machine_file", "measure", "meta",
-        "precision",
+        "allocator", "hardware", "host_ram", "history", "importing", "kernels", "live_bytes", "machine_file", "measure",
+        "meta", "precision",
     },
     "mechanisms": {
         "attention", "compilation", "frames", "linear", "metrics", "offload", "pacing", "parallel", "step_cache",

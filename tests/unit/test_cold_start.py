@@ -37,7 +37,10 @@ prepared.run()
 
 # A vendor's library that does what one below FlashAttention 4 does.
 VENDOR = """
+import gc
 import torch
+
+assert not gc.isenabled()
 
 class Tuner:
     @torch.compiler.disable
@@ -80,6 +83,19 @@ def test_the_compiler_is_what_compiling_imports():
     assert COMPILER <= loaded("import torch._dynamo, torch._inductor")
 
 
+def test_compiling_imports_the_compiler_at_once_without_collecting():
+    code = """
+import gc, torch
+from wan_core.compilation import compile_blocks
+collected = []
+gc.callbacks.append(lambda phase, info: collected.append(info["generation"]))
+compile_blocks([torch.nn.Linear(2, 2)])
+print(len(collected))
+assert gc.isenabled() and len(collected) < 10
+"""
+    assert COMPILER | {"torch._inductor.compile_fx"} <= loaded(code)
+
+
 def test_a_vendor_that_keeps_the_compiler_away_does_not_import_it(tmp_path):
     package = tmp_path / "flash_attn" / "cute"
     package.mkdir(parents=True)
@@ -96,5 +112,7 @@ assert torch.compiler.disable is before
     modules = loaded(code)
     assert "flash_attn.cute" in modules
     assert not modules & COMPILER
+    # Afterwards, and where it is imported already.
+    code += "flash_attention_4.BACKEND.load()\nimport gc; assert gc.isenabled()\n"
     called = code + "tuner = sys.modules['flash_attn.cute'].Tuner()\nassert (tuner(), tuner.once()) == (1, 2)"
     assert "torch._dynamo" in loaded(called)

@@ -1,5 +1,6 @@
 """Regional compilation: what recompiles and what does not, and what happens where a compiler fails."""
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -122,6 +123,36 @@ def test_what_is_compiled_is_kept_where_a_restart_leaves_it(blocks, monkeypatch,
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     Region("default", backend="eager").add(blocks)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+
+
+def collector_of_the_compiler(mode: str, runs: int = 1) -> list[bool]:
+    """Whether the collector was on, each time the compiler was called."""
+    found = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        found.append(gc.isenabled())
+        return graph.forward
+
+    blocks = [Block().requires_grad_(False)]
+    Region(mode, backend=backend).add(blocks)
+    for length in range(2, 2 + runs):
+        run(blocks, length)
+    assert gc.isenabled()
+    return found
+
+
+def test_the_first_graph_is_made_without_collecting():
+    assert collector_of_the_compiler("default", runs=2) == [False, True]
+
+
+def test_what_times_large_products_may_be_collected():
+    assert collector_of_the_compiler("max-autotune-no-cudagraphs") == [True]
+
+
+def test_a_compiler_that_fails_leaves_the_collector_on(blocks):
+    Region("default", backend=failing).add(blocks)
+    run(blocks)
+    assert gc.isenabled()
 
 
 def test_off_leaves_the_blocks_alone(blocks):

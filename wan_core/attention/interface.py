@@ -7,7 +7,6 @@ a kernel that fails in a run is our defect and must be seen.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from threading import Thread
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 from ..hardware import Hardware
+from ..importing import in_thread
 from ..profiles import Quality, check_choice
 from ..report import Decision, Rejection
 
@@ -124,18 +124,10 @@ def survivors(
 def import_ahead(choice: KernelChoice) -> Thread | None:
     """Import in a thread what the first accepted backend needs, while something else is done; `bind` waits for it.
 
-    What fails here fails again in `bind`, which says so. Of several imports of one module Python does one.
+    What fails here fails again in `bind`, which says so.
     """
-    if (imports := choice.accepted[0].imports) is None:
-        return None
-
-    def work() -> None:
-        with suppress(ImportError, OSError, RuntimeError):
-            imports()
-
-    thread = Thread(target=work, name="wan-velocity-import")
-    thread.start()
-    return thread
+    imports = choice.accepted[0].imports
+    return None if imports is None else in_thread(imports)
 
 
 def bind(choice: KernelChoice, hardware: Hardware, *, strict: bool = False) -> tuple[Attend, Decision]:

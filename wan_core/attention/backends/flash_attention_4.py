@@ -14,7 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from threading import Lock
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ...hardware import cache_folder
+from ...importing import collector_paused
 from ..interface import Attend, AttentionBackend
 from .limits import Limits
 from .opaque import opaque, vendor_errors
@@ -47,7 +48,9 @@ def _prepare() -> None:
 def _import(module: str) -> ModuleType:
     _prepare()
     with vendor_errors(), _IMPORTING:
-        with nullcontext() if module in sys.modules else _compiler_left_alone():
+        if module in sys.modules:
+            return import_module(module)
+        with _compiler_left_alone(), collector_paused():
             return import_module(module)
 
 
