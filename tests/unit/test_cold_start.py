@@ -79,10 +79,6 @@ def test_planning_building_and_running_do_not_import_the_compiler(profile):
     assert not modules & (COMPILER | VENDORS | OPTIONAL)
 
 
-def test_the_compiler_is_what_compiling_imports():
-    assert COMPILER <= loaded("import torch._dynamo, torch._inductor")
-
-
 def test_compiling_imports_the_compiler_at_once_without_collecting():
     code = """
 import gc, torch

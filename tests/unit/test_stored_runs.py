@@ -126,11 +126,19 @@ def test_every_placement_gives_the_latent_of_decoded_weights(folder, conditionin
         with NothingOnTheHost(lambda: built.weights.values()) as device:
             assert torch.equal(session.run(), expected)
         assert device.seen > 500
-    copies = sum(weights.bytes_on_host for weights in built.weights.values())
-    for weights in built.weights.values():
-        weights.leave_device()
-    assert sum(weights.bytes_on_host for weights in built.weights.values()) == copies
-    assert torch.equal(session.run(), expected), "after an eviction"
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS[:3], ids=lambda each: f"{each.policy} {each.streamed_blocks}")
+def test_what_was_evicted_comes_back_as_it_was_stored(fp8, conditioning, placement):
+    session = Session(fp8, conditioning, "file")
+    session.placement = placement
+    expected = session.run()
+    weights = session.pipeline._experts.weights.values()
+    copies = sum(each.bytes_on_host for each in weights)
+    for each in weights:
+        each.leave_device()
+    assert sum(each.bytes_on_host for each in weights) == copies
+    assert torch.equal(session.run(), expected)
 
 
 def test_the_weights_take_half_on_the_device_and_on_the_host(fp8, conditioning):
