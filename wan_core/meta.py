@@ -47,10 +47,11 @@ def answer(func: Operator, args: tuple, kwargs: dict) -> object:
         return func(*args, **kwargs)
     if (own := _ANSWERED.get(func)) is not None:
         return own(*args, **kwargs)
-    if torch.Tag.pointwise in func.tags and func._schema.name.endswith("_"):
-        return args[0]  # changed in place
-    if torch.Tag.pointwise in func.tags and not func._schema.is_mutable:
-        return _pointwise(func, args, kwargs, tensors)
+    if torch.Tag.pointwise in func.tags:
+        if func._schema.name.endswith("_"):
+            return args[0]  # changed in place
+        if not func._schema.is_mutable:
+            return _pointwise(func, args, kwargs, tensors)
     return func(*args, **kwargs)
 
 

@@ -155,7 +155,7 @@ def changed_header(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 @given(data=st.data(), name=st.sampled_from(("plain", "scaled", "by layer", "in metadata")))
-@settings(max_examples=700)
+@settings(max_examples=800)
 def test_safetensors(originals: Originals, place: Path, data: st.DataObject, name: str) -> None:
     @st.composite
     def mutation(draw: st.DrawFn) -> bytes:
@@ -169,7 +169,7 @@ def test_safetensors(originals: Originals, place: Path, data: st.DataObject, nam
 
 
 @given(data=st.data(), name=st.sampled_from(("gguf", "gguf plain")))
-@settings(max_examples=700)
+@settings(max_examples=800)
 def test_gguf(originals: Originals, place: Path, data: st.DataObject, name: str) -> None:
     @st.composite
     def mutation(draw: st.DrawFn) -> bytes:
@@ -202,7 +202,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(data=st.data())
-@settings(max_examples=350)
+@settings(max_examples=400)
 def test_index(indexed: Path, data: st.DataObject) -> None:
     path = indexed / "diffusion_pytorch_model.safetensors.index.json"
     original = indexed.parent / "original.json"
