@@ -3,9 +3,10 @@
     python -m benchmarks.bench_cold_start [--profiles exact auto:compile.mode=default --layers 4 --apart --json FILE]
 
 Each profile gets an empty cache folder (verdicts on attention kernels, FlashAttention 4's kernels, Inductor's and
-Triton's caches) and two processes after each other. A process imports, times attention kernels where that is not known
-yet, builds the experts' kernels around random weights of a few blocks, and runs two steps; the second shows what a step
-takes once everything is there. Compiling does not depend on the number of blocks; reading 28 GB of weights is left out.
+Triton's caches, Python's bytecode of all libraries) and two processes after each other. A process imports, times
+attention kernels where that is not known yet, builds the experts' kernels around random weights of a few blocks, and
+runs two steps; the second shows what a step takes once everything is there. Compiling does not depend on the number of
+blocks; reading 28 GB of weights is left out.
 
 Every part of the way has a row of its own. A library of attention kernels is imported in a thread, beside the fused
 kernels; with --apart a third process imports it first, alone, to show what that takes.
@@ -90,9 +91,11 @@ def measure(profile: str, arguments: argparse.Namespace) -> dict[str, dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         places = {
             "WAN_VELOCITY_CACHE": "ours", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton",
-            "CUDA_CACHE_PATH": "cuda", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "flash",
+            "CUDA_CACHE_PATH": "cuda", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "flash", "PYTHONPYCACHEPREFIX": "python",
         }  # fmt: skip
         environment = os.environ | {name: str(Path(folder) / leaf) for name, leaf in places.items()}
+        # Set in some containers: every process would compile three thousand source files anew.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         command = [
             sys.executable, "-m", "benchmarks.bench_cold_start", "--child", profile, "--size", arguments.size,
             "--layers", str(arguments.layers), "--device", arguments.device,
