@@ -21,7 +21,7 @@ from benchmarks.comfy_server import Graph, Memory, Server, comfy_server, graph_o
 Nodes = dict[str, tuple[str, Graph]]
 # What may stay once everything is unloaded: libraries' workspaces; on the host also libraries and their kernels, which
 # a new process has not loaded yet.
-_DEVICE_GIB, _HOST_GIB = 1.0, 8.0
+_DEVICE_GIB, _HOST_GIB = 1.0, 4.0
 
 
 def main() -> int:
