@@ -141,8 +141,10 @@ def demo() -> int:
 def test() -> int:
     """The linter, the formatter and the tests; pytest comes last so that its summary is the last line.
 
-    The tests run in a few processes. Those that share one ComfyUI stay together in one of them.
+    The tests run in a few processes. Those that share one ComfyUI stay together in one of them. Many start processes of
+    their own, and each of these would compile its sources anew where Python is told to keep nothing.
     """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     processes = min(os.cpu_count() or 1, MOST_TEST_PROCESSES)
     pytest = ("-m", "pytest", "--numprocesses", processes, "--dist", "loadgroup")
     codes = [run("-m", "ruff", "check", "."), run("-m", "ruff", "format", "--check", "."), run(*pytest)]

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from .client import Client, unreachable
@@ -19,6 +20,15 @@ PACK_ROOT = Path(__file__).resolve().parents[2]
 # Awkward on purpose, but without a space: from a folder with one the host serves no web files, of any pack.
 PACK_FOLDER = "wan-velocity.test-1.0"
 PACK_PARTS = ("__init__.py", "nodes", "wan_core", "web", "locales", "workflows", "pyproject.toml")
+# Asked for before any test runs, in every process of the tests; importing them would take seconds, and one that is
+# there and broken is told by the server that does not start.
+NEEDED = ("torch", "aiohttp", "av", "safetensors", "comfyui_frontend_package")
+_MISSING = """
+import sys
+from importlib.util import find_spec
+missing = [name for name in sys.argv[1:] if find_spec(name) is None]
+sys.exit(f"no module named {', '.join(missing)}" if missing else 0)
+"""
 START_SECONDS = 120
 STOP_SECONDS = 20
 
@@ -31,6 +41,7 @@ class ComfyInstall:
     python: Path
 
     @classmethod
+    @cache
     def find(cls) -> "ComfyInstall | str":
         """The install, or in one line why there is none."""
         root = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI").expanduser()
@@ -38,12 +49,7 @@ class ComfyInstall:
             return f"no ComfyUI at {root}; set COMFYUI_PATH to a checkout of ComfyUI"
         own = root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
         python = own if own.is_file() else Path(sys.executable)
-        probe = subprocess.run(
-            [python, "-c", "import torch, aiohttp, av, safetensors, comfyui_frontend_package"],
-            capture_output=True,
-            text=True,
-            env=environment(),
-        )
+        probe = subprocess.run([python, "-c", _MISSING, *NEEDED], capture_output=True, text=True, env=environment())
         if probe.returncode:
             reason = probe.stderr.strip().splitlines()[-1]
             return f"{python} cannot run the ComfyUI at {root}: {reason}"

@@ -1,6 +1,7 @@
 """The two commands of the README: what they install, and one sentence where they cannot."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,9 @@ def test_tests_fail_when_the_linter_does_and_pytest_runs_last(monkeypatch):
         return 1 if "format" in arguments else 0
 
     monkeypatch.setattr(quickstart, "run", run)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert quickstart.test() == 1
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
     assert [arguments[:2] for arguments in ran[:2]] == [("ruff", "check"), ("ruff", "format")]
     # What shares one ComfyUI must stay in one process: xdist's other ways of dealing tests out would part it.
     assert len(ran) == 3 and ran[2][0] == "pytest" and ran[2][-2:] == ("--dist", "loadgroup")
