@@ -18,6 +18,7 @@ let_segments_grow()
 import torch  # noqa: E402
 
 from miniature.write import write_miniature  # noqa: E402
+from tests.small_model import write_small_model  # noqa: E402
 from wan_core.hardware import Hardware  # noqa: E402
 
 # The same examples on every machine and no time limit per example: the suite times whole tests (pytest-timeout).
@@ -77,7 +78,15 @@ def _no_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the miniature in ComfyUI's layout, random weights; whoever changes its files takes a copy."""
+    """A folder with a small model in ComfyUI's layout, random weights; whoever changes its files takes a copy."""
+    folder = tmp_path_factory.mktemp("small_model")
+    write_small_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the miniature, whose steps take longer."""
     folder = tmp_path_factory.mktemp("miniature")
     write_miniature(folder)
     return folder

@@ -36,20 +36,20 @@ class NoWaiting(Silent):
 
 
 @pytest.mark.parametrize("execution", ["sequential", "batched", "two-stream"])
-def test_nothing_waits_for_the_device(model, execution):
+def test_nothing_waits_for_the_device(miniature, execution):
     try:
-        run(model, NoWaiting(), guidance__execution=execution)
+        run(miniature, NoWaiting(), guidance__execution=execution)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_two_streams_give_the_same_every_time(model):
-    sequential = run(model, guidance__execution="sequential").latent
+def test_two_streams_give_the_same_every_time(miniature):
+    sequential = run(miniature, guidance__execution="sequential").latent
     for _ in range(5):
-        assert torch.equal(run(model, guidance__execution="two-stream").latent, sequential)
+        assert torch.equal(run(miniature, guidance__execution="two-stream").latent, sequential)
 
 
-def test_fused_kernels_differ_by_rounding(model):
-    fused, plain = (run(model, fusion__kernels=kernels) for kernels in ("triton", "off"))
+def test_fused_kernels_differ_by_rounding(miniature):
+    fused, plain = (run(miniature, fusion__kernels=kernels) for kernels in ("triton", "off"))
     assert any("fused kernels: triton" in str(decision) for decision in fused.report.decisions)
     assert (fused.latent - plain.latent).norm() < 0.05 * plain.latent.norm()

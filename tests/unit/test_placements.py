@@ -1,8 +1,9 @@
-"""The miniature under every placement: the same latent, bit for bit, with LoRAs and after changes of strength."""
+"""A small model under every placement: the same latent, bit for bit, with LoRAs and after changes of strength."""
 
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from miniature.architecture import TEXT_ENCODER, TRANSFORMER
-from miniature.write import write_miniature
+from miniature.architecture import TEXT_ENCODER
 from tests.lora_files import write_lora
+from tests.small_model import TRANSFORMER, write_small_model
 from tests.unit.test_pipeline import Recorder
 from wan_core import hardware
 from wan_core.checkpoint.find import find_model
@@ -28,22 +29,20 @@ from wan_core.sample import Conditioning
 from wan_core.specs import Expert
 
 SIZE = VideoSize(width=16, height=16, num_frames=1)
-# One step by each expert, of two passes through seven blocks.
+# One step by each expert, of two passes through four blocks.
 REQUEST = SampleRequest(recipe=recipe("official").with_changes(num_steps=2, shift=5.0), seed=7)
 RESIDENT = Placement(policy="resident")
 PLACEMENTS = [
     Placement(policy="experts"),
-    Placement(policy="stream", streamed_blocks=3),
+    Placement(policy="stream", streamed_blocks=2),
     Placement(policy="stream", streamed_blocks=TRANSFORMER.num_layers),
 ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("miniature")
-    write_miniature(folder)
-    for expert in Expert:
-        write_lora(folder / "loras", "kohya", TRANSFORMER, expert)
+    folder = tmp_path_factory.mktemp("small_model")
+    write_small_model(folder)
     return folder
 
 
@@ -53,13 +52,21 @@ def conditioning(folder: Path) -> Conditioning:
     return pipeline.encode(pipeline.plan(REQUEST, SIZE), "a red circle", "", report=Report())
 
 
+@cache
+def lora(folder: Path) -> Path:
+    """The high-noise file of a pair, written beside a model."""
+    path, _ = write_lora(folder / "loras", "kohya", TRANSFORMER, Expert.HIGH)
+    write_lora(folder / "loras", "kohya", TRANSFORMER, Expert.LOW)
+    return path
+
+
 class Session:
     """One pipeline under one placement."""
 
     def __init__(self, folder: Path, conditioning: Conditioning, placement: Placement, application: str) -> None:
         profile = preset("cpu").with_settings({"lora.application": application})
         self.pipeline = WanPipeline(find_model(folder), profile, device="cpu")
-        self._lora, _ = write_lora(folder / "loras", "kohya", TRANSFORMER, Expert.HIGH)
+        self._lora = lora(folder)
         self._conditioning = conditioning
         self._placement = placement
 
@@ -138,7 +145,7 @@ def test_room_for_the_decode_is_made_without_copies(folder, conditioning, placem
 @pytest.mark.parametrize("application", ["merged"], indirect=True)
 @pytest.mark.parametrize("change", ["vanished", "changed"])
 def test_a_file_that_is_not_the_same_after_an_eviction_is_a_sentence(tmp_path, conditioning, application, change):
-    write_miniature(tmp_path)
+    write_small_model(tmp_path)
     session = Session(tmp_path, conditioning, RESIDENT, application)
     expected = session.run(1.0)
     for weights in session.pipeline._experts.weights.values():
@@ -161,7 +168,7 @@ def test_a_file_that_is_not_the_same_after_an_eviction_is_a_sentence(tmp_path, c
 def test_stopped_runs_leave_the_next_one_as_it_was(folder, conditioning, placement):
     session = Session(folder, conditioning, placement, "beside")
     expected = session.run(1.0)
-    for stop_after in (3, 13, 14, 27):
+    for stop_after in (3, 7, 8, 15):
         with pytest.raises(Interrupted):
             session.run(1.0, Recorder(stop_after=stop_after))
         assert torch.equal(session.run(1.0), expected), stop_after
@@ -211,12 +218,12 @@ class Vanishing(Recorder):
         return False
 
 
-@pytest.mark.parametrize("after", [5, 16], ids=["of this expert", "of the next"])
+@pytest.mark.parametrize("after", [3, 10], ids=["of this expert", "of the next"])
 def test_a_file_that_vanishes_while_streaming_is_a_sentence(tmp_path, conditioning, after, monkeypatch):
     without_room(monkeypatch)
-    write_miniature(tmp_path)
+    write_small_model(tmp_path)
     files = find_model(tmp_path)
-    file = files.high if after < 14 else files.low
+    file = files.high if after < 8 else files.low
     session = Session(tmp_path, conditioning, PLACEMENTS[-1], "beside")
     expected = session.run(0.0)
     with pytest.raises(CheckpointError, match=file.name):

@@ -1,4 +1,4 @@
-"""The miniature with weights that stay as their file stores them: the same latent, in half of the memory."""
+"""A small model with weights that stay as their file stores them: the same latent, in half of the memory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,13 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from miniature.architecture import TRANSFORMER
-from miniature.write import write_miniature
-from tests.lora_files import write_lora
+from tests.small_model import TRANSFORMER, write_small_model
 from tests.unit.checkpoint import scaled_files as scaled
 from tests.unit.checkpoint.gguf_files import write_gguf
 from tests.unit.recovery.conftest import out_of_memory
-from tests.unit.test_placements import REQUEST, SIZE, NothingOnTheHost
+from tests.unit.test_placements import REQUEST, SIZE, NothingOnTheHost, lora
 from wan_core import build
 from wan_core.checkpoint.find import find_model
 from wan_core.checkpoint.stream import Reader
@@ -34,7 +32,7 @@ from wan_core.specs import Expert
 PLACEMENTS = [
     Placement(policy="resident", storage="file"),
     Placement(policy="experts", storage="file"),
-    Placement(policy="stream", streamed_blocks=3, storage="file"),
+    Placement(policy="stream", streamed_blocks=2, storage="file"),
     Placement(policy="stream", streamed_blocks=TRANSFORMER.num_layers, storage="file"),
 ]
 FORMATS: dict[str, Callable[[Path, dict[str, Tensor]], object]] = {
@@ -49,8 +47,8 @@ FP8 = "fp8 e4m3, a scale for each tensor"
 
 
 def write_encoded(folder: Path, name: str) -> Path:
-    """A miniature whose experts are stored in a format."""
-    write_miniature(folder)
+    """A small model whose experts are stored in a format."""
+    write_small_model(folder)
     for path in sorted((folder / "diffusion_models").iterdir()):
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
         path.unlink()
@@ -60,12 +58,12 @@ def write_encoded(folder: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module", params=FORMATS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_encoded(tmp_path_factory.mktemp("miniature"), request.param)
+    return write_encoded(tmp_path_factory.mktemp("small_model"), request.param)
 
 
 @pytest.fixture(scope="module")
 def fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_encoded(tmp_path_factory.mktemp("miniature"), FP8)
+    return write_encoded(tmp_path_factory.mktemp("small_model"), FP8)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +94,7 @@ class Session:
     def result(self, strength: float = 0.0, **options: object) -> SampleResult:
         self.pipeline.loras = ()
         if strength:
-            path, _ = write_lora(self._folder / "loras", "kohya", TRANSFORMER, Expert.HIGH)
-            write_lora(self._folder / "loras", "kohya", TRANSFORMER, Expert.LOW)
-            self.pipeline.add_lora(path, strength_high=strength, strength_low=-strength)
+            self.pipeline.add_lora(lora(self._folder), strength_high=strength, strength_low=-strength)
         return self.pipeline.sample(self.plan(), self.conditioning, **options)
 
     @property
@@ -189,9 +185,9 @@ def test_another_setting_builds_anew_and_says_so(fp8, conditioning):
     assert session.pipeline._experts is not before
     assert all(weights.place is Place.FILE for weights in before.weights.values()), "not both at once"
     told = {decision.topic: str(decision) for decision in report.decisions}
-    assert "file (float8_e4m3fn in 70 of 76 linear layers, decoded before each product" in told["weight storage"]
+    assert "file (float8_e4m3fn in 40 of 46 linear layers, decoded before each product" in told["weight storage"]
     assert told["weights of the high-noise expert"].startswith(
-        "weights of the high-noise expert: float8_e4m3fn in 70 of 76 linear layers, float32 in the others"
+        "weights of the high-noise expert: float8_e4m3fn in 40 of 46 linear layers, float32 in the others"
     )
 
 

@@ -1,4 +1,4 @@
-"""The miniature, one short run of it, and faults to put into it."""
+"""A small model, one short run of it, and faults to put into it."""
 
 import gc
 import warnings
@@ -30,9 +30,10 @@ class Fault(Exception):  # noqa: N818 (what a test throws in, not an error of ou
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def shared(request: pytest.FixtureRequest, model: Path) -> WanPipeline:
-    """One pipeline for all: what a fault leaves behind in it, the next test finds."""
-    return WanPipeline(find_model(model), device=request.param)
+def shared(request: pytest.FixtureRequest) -> WanPipeline:
+    """One pipeline for all: what a fault leaves behind in it, the next test finds. "miniature": it, on the CPU."""
+    folder: Path = request.getfixturevalue("model" if request.param == "cpu" else "miniature")
+    return WanPipeline(find_model(folder), device="cuda" if request.param == "cuda" else "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -62,13 +63,14 @@ def plan(shared: WanPipeline) -> RunPlan:
 
 @pytest.fixture
 def journal(shared: WanPipeline, prompts: Conditioning, plan: RunPlan, tmp_path: Path) -> Callable[..., Journal]:
-    """Makes a journal that writes after every step."""
+    """Makes a journal that writes after every step, of the usual run or of another one."""
 
-    def make(path: Path = tmp_path / "run.safetensors", save_seconds: float = 0.0) -> Journal:
+    def make(path: Path = tmp_path / "run.safetensors", save_seconds: float = 0.0, plan: RunPlan = plan) -> Journal:
         facts = shared.facts(plan, prompts, driver={})
         embeddings = {"positive": prompts.positive, "negative": prompts.negative}
+        num_steps = len(plan.experts.split)
         return Journal(
-            StateFile(path=path, facts=facts, num_steps=NUM_STEPS, prompts=embeddings, save_seconds=save_seconds)
+            StateFile(path=path, facts=facts, num_steps=num_steps, prompts=embeddings, save_seconds=save_seconds)
         )
 
     return make

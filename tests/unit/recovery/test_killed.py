@@ -51,7 +51,8 @@ def killed_run(run: Callable[[Tell], object], steps: int, seconds: float) -> int
         return waited_for + len(told.read())
 
 
-@pytest.mark.parametrize("shared", ["cpu"], indirect=True)  # CUDA does not live through a fork
+# CUDA does not live through a fork. A disk keeps up with the miniature's steps, and not with those of a smaller model.
+@pytest.mark.parametrize("shared", ["miniature"], indirect=True)
 def test_killed_at_random_moments_and_resumed(
     shared: WanPipeline, plan: RunPlan, prompts: Conditioning, whole: Tensor, journal: Callable, tmp_path: Path
 ) -> None:

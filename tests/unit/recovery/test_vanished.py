@@ -18,7 +18,7 @@ from wan_core.specs import Expert
 
 PLACEMENTS = {
     "loading at the switch": Placement(policy="experts"),
-    "streaming": Placement(policy="stream", streamed_blocks=5),
+    "streaming": Placement(policy="stream", streamed_blocks=3),
 }
 
 
