@@ -3,11 +3,15 @@
 import importlib.metadata
 import json
 import platform
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+
+import torch
 
 from ..attention import verdict_store
 from ..attention.backends import BACKENDS
@@ -115,7 +119,7 @@ def examine(device: str | None = None, *, measure: bool = False) -> Diagnosis:
         libraries=versions,
         broken={name: why for name, version in versions.items() if version and (why := why_not(name))},
         auto=auto,
-        notes=(*notes, *folder_notes(_PACK)),
+        notes=(*notes, *folder_notes(_PACK), *bytecode_notes(torch)),
     )
 
 
@@ -185,6 +189,17 @@ def folder_notes(pack: Path) -> tuple[str, ...]:
     if " " not in pack.name:
         return ()
     return ("ComfyUI serves no panels from a folder with a space in its name: rename that of the pack",)
+
+
+def bytecode_notes(library: ModuleType) -> tuple[str, ...]:
+    """Whether each process compiles a large library's sources anew, as in containers that forbid to keep bytecode."""
+    cached = library.__spec__.cached if library.__spec__ else None
+    if not sys.dont_write_bytecode or (cached and Path(cached).exists()):
+        return ()
+    return (
+        f"{library.__name__} has no compiled bytecode and Python may not keep any, which makes every start slow: unset "
+        "PYTHONDONTWRITEBYTECODE, or run `python -m compileall` on the environment once",
+    )
 
 
 def why_not(library: str) -> str | None:

@@ -1,11 +1,15 @@
 """`doctor`: every backend gets a verdict, every library a version or a word."""
 
 import json
+import sys
 from argparse import ArgumentParser
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
 from wan_core.attention import calibrate
 from wan_core.attention.backends import BACKEND_NAMES, BACKENDS
@@ -90,13 +94,29 @@ def test_backends_are_asked_about_the_real_problem(machine, name, shape):
 
 
 def test_on_a_cpu_there_is_nothing_to_time(diagnosis):
-    assert (diagnosis.auto, diagnosis.notes) == ((), doctor.folder_notes(doctor._PACK))
+    assert (diagnosis.auto, diagnosis.notes) == (
+        (),
+        (*doctor.folder_notes(doctor._PACK), *doctor.bytecode_notes(torch)),
+    )
 
 
 def test_a_folder_that_comfyui_serves_no_panels_from_is_told():
     (note,) = doctor.folder_notes(Path("custom nodes", "wan velocity"))
     assert "a space in its name" in note and "rename" in note
     assert doctor.folder_notes(Path("custom nodes", "wan-velocity")) == ()
+
+
+def test_sources_that_every_process_compiles_anew_are_named(tmp_path, monkeypatch):
+    library = ModuleType("torch")
+    library.__spec__ = ModuleSpec("torch", None, origin=str(tmp_path / "torch.py"))
+    library.__spec__.cached = str(tmp_path / "torch.pyc")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert doctor.bytecode_notes(library) == ()  # the first process keeps it
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (note,) = doctor.bytecode_notes(library)
+    assert "PYTHONDONTWRITEBYTECODE" in note and "compileall" in note
+    Path(library.__spec__.cached).touch()
+    assert doctor.bytecode_notes(library) == ()  # whoever installed it has compiled it
 
 
 def test_it_tells_what_auto_takes_and_times_it_when_asked(machine, monkeypatch, tmp_path):
