@@ -111,6 +111,7 @@ _FUSED = BlockKernels(
     ),
     # The GELU is in the product's epilogue, unless something stands beside the layer.
     expand=lambda linear, x: linear(x),
+    decode=TORCH.decode,
 )
 
 

@@ -27,6 +27,7 @@ from .components import Experts, TextEncoder, Vae
 from .errors import UnsupportedError
 from .hardware import Hardware
 from .kernels.bind import bind_kernels, bind_vae_kernels
+from .kernels.block import BlockKernels
 from .linear.adapter import is_of_adapter
 from .lora_plan import lora_files
 from .meta import without_numbers
@@ -90,7 +91,7 @@ def build_experts(
                 residual=getattr(torch, binding.residual),
                 kernels=kernels,
             )
-        loras[expert], weights[expert] = _weights_of(expert, transformers[expert], binding, pair)
+        loras[expert], weights[expert] = _weights_of(expert, transformers[expert], binding, pair, kernels)
         if previous and previous.weights_key == binding.weights_key:
             loras[expert].take_over(weights[expert], previous.loras[expert], previous.weights[expert])
         elif previous:
@@ -141,7 +142,7 @@ def build_vae(plan: ComponentPlan, source: VaeSource) -> Vae:
 
 
 def _weights_of(
-    expert: Expert, transformer: WanTransformer, binding: ExpertsBinding, pair: ExpertPair
+    expert: Expert, transformer: WanTransformer, binding: ExpertsBinding, pair: ExpertPair, kernels: BlockKernels
 ) -> tuple[ExpertLoras, Weights]:
     """One expert's weights, still in its file, and the LoRAs that stand beside them or are merged while they are read.
 
@@ -149,7 +150,7 @@ def _weights_of(
     """
     dtype, stored = getattr(torch, binding.dtype), dict(binding.stored.codings)
     typed(transformer, lambda name: torch.float32 if wants_float32(name) else dtype)
-    keep_as_stored(transformer, stored, dtype)
+    keep_as_stored(transformer, stored, dtype, kernels)
     loras = ExpertLoras(
         transformer,
         as_stored(pair[expert], stored),

@@ -16,6 +16,7 @@ from .checkpoint.decode import decode_rows_into
 from .checkpoint.experts import ExpertPair
 from .checkpoint.lora_file import block_linears
 from .checkpoint.sentences import counted
+from .kernels.block import TORCH, BlockKernels
 from .linear.stored import Storage, StoredLinear
 from .meta import without_numbers
 
@@ -78,7 +79,9 @@ def storable(pair: ExpertPair) -> StoredLayers:
     return StoredLayers(codings=tuple(codings), num_linears=len(linears) + _OUTSIDE, left=left)
 
 
-def keep_as_stored(module: nn.Module, layers: Mapping[str, Coding], dtype: torch.dtype) -> None:
+def keep_as_stored(
+    module: nn.Module, layers: Mapping[str, Coding], dtype: torch.dtype, kernels: BlockKernels = TORCH
+) -> None:
     """Put layers that keep codes in the place of some linear layers of a module on the meta device."""
     for name, coding in layers.items():
         linear = module.get_submodule(name)
@@ -89,6 +92,7 @@ def keep_as_stored(module: nn.Module, layers: Mapping[str, Coding], dtype: torch
             scale=coding.scale,
             form=coding.dtype,
             decode_into=decode_rows_into,
+            decode_bytes=kernels.decode,
         )
         with without_numbers():
             stored = StoredLinear(linear.in_features, linear.out_features, storage, dtype, bias=linear.bias is not None)

@@ -5,11 +5,13 @@ rounded once, to the dtype of its place. Everything happens on the device that t
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..kernels import block
 from . import gguf_blocks
 from .gguf_blocks import BLOCK_FORMATS, decode_blocks
 from .header import FLOATS, TensorInfo
@@ -69,18 +71,24 @@ def decode_into(place: Tensor, raw: Tensor, info: TensorInfo, scale: Tensor | No
     decode_rows_into(place.view(codes.shape[0], -1), codes, scale, info.dtype)
 
 
-def decode_rows_into(place: Tensor, codes: Tensor, scale: Tensor | None, dtype: str) -> None:
+def decode_rows_into(
+    place: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    dtype: str,
+    decode_bytes: Callable[[Tensor, Tensor, Tensor | None], None] = block.decode,
+) -> None:
     """Write the numbers of codes (rows, codes of a row) to their place (rows, columns), of any float dtype.
 
-    scale: one for all rows or one for each, flat, float32. dtype: what the codes are, as in `TensorInfo`.
+    scale: one for all rows or one for each, flat, float32. dtype: what the codes are, as in `TensorInfo`. decode_bytes:
+    `block.decode`, or a kernel for the same.
     """
     if dtype in BLOCK_FORMATS:
         place.copy_(decode_blocks(codes.reshape(-1), dtype).view(place.shape))
+    elif codes.element_size() == 1:
+        decode_bytes(place, codes, scale)
     elif scale is None:
         place.copy_(codes)
-    elif codes.element_size() == 1:
-        # Every float dtype holds what 8 bits can say, so nothing wider has to stand in between.
-        place.copy_(codes).mul_(scale[:, None])
     else:
         place.copy_(codes.float() * scale[:, None])
 

@@ -81,6 +81,8 @@ def _try_block(kernels: BlockKernels, device: torch.device) -> Results:
     linear = nn.Linear(256, 128, device=device, dtype=dtype)
     linear.weight.copy_(draw(128, 256) / 16)
     linear.bias.copy_(draw(128))
+    codes, weights = (draw(48, 256) * 30).to(torch.float8_e4m3fn), torch.empty(48, 256, dtype=dtype, device=device)
+    kernels.decode(weights, codes, 1 + draw(48).abs())
     kept, normed = kernels.add_norm(x, branch, None, scale, shift, 1e-6, dtype)
     return {
         "norm": kernels.norm(x, scale, shift, 1e-6, dtype),
@@ -88,6 +90,7 @@ def _try_block(kernels: BlockKernels, device: torch.device) -> Results:
         "add_norm": torch.cat((kept.float(), normed.float())),
         "rms_norm": kernels.rms_norm(branch, weight, 2, tables, 1e-6, dtype),
         "expand": kernels.expand(linear, branch),
+        "decode": weights,
     }
 
 

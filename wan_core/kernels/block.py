@@ -1,4 +1,4 @@
-"""The work of a transformer block between its matrix products, as five functions that a build can bind otherwise.
+"""The work of a transformer block between its matrix products, as six functions that a build can bind otherwise.
 
 Everything here is memory traffic: at 1280x720x81 one block reads and writes 24 GB for it if every tensor passes through
 memory once, 6 of its 240 milliseconds on one H200, and twice to four times that if each operator stands alone.
@@ -32,6 +32,7 @@ class BlockKernels:
     rms_norm(x, weight, num_heads, tables, eps, dtype): RMS norm over the full width, split into heads (B, L, N, D) and,
     where there are tables, rotated.
     expand(linear, x): GELU (tanh) of a linear layer.
+    decode(place, codes, scale): the numbers of a weight's codes of 8 bits, written to their place.
     """
 
     name: str
@@ -40,6 +41,7 @@ class BlockKernels:
     add_norm: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float, torch.dtype], tuple[Tensor, Tensor]]
     rms_norm: Callable[[Tensor, Tensor, int, Tables | None, float, torch.dtype], Tensor]
     expand: Callable[[nn.Module, Tensor], Tensor]
+    decode: Callable[[Tensor, Tensor, Tensor | None], None]
 
 
 def norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -82,4 +84,16 @@ def expand(linear: nn.Module, x: Tensor) -> Tensor:
     return F.gelu(linear(x), approximate="tanh")
 
 
-TORCH = BlockKernels(name="torch", norm=norm, add=add, add_norm=add_norm, rms_norm=rms_norm, expand=expand)
+def decode(place: Tensor, codes: Tensor, scale: Tensor | None) -> None:
+    """Write codes (R, C) of 8 bits, as numbers times their scale ((1,) or (R,), float32), to place (R, C), any dtype.
+
+    Every float dtype holds what 8 bits can say, so nothing wider has to stand in between; a number is rounded once.
+    """
+    place.copy_(codes)
+    if scale is not None:
+        place.mul_(scale[:, None])
+
+
+TORCH = BlockKernels(
+    name="torch", norm=norm, add=add, add_norm=add_norm, rms_norm=rms_norm, expand=expand, decode=decode
+)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import block
 from .block import BlockKernels
+from .triton_decode import decode
 from .triton_norm import add, add_norm, norm
 from .triton_rms_norm import rms_norm
 
@@ -26,5 +27,11 @@ def expand_in_epilogue(linear: nn.Module, x: Tensor) -> Tensor:
 
 
 TRITON = BlockKernels(
-    name="triton", norm=norm, add=add, add_norm=add_norm, rms_norm=rms_norm, expand=expand_in_epilogue
+    name="triton",
+    norm=norm,
+    add=add,
+    add_norm=add_norm,
+    rms_norm=rms_norm,
+    expand=expand_in_epilogue,
+    decode=decode,
 )

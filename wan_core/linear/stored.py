@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Writes to a place (rows, columns) the numbers of some rows' codes and scales (one for all or one for each; flat,
-# float32), stored in a form of this name.
-DecodeInto = Callable[[Tensor, Tensor, Tensor | None, str], None]
+# Writes to a place (rows, columns) the numbers of some rows' codes of 8 bits and scales (one for all or one for each;
+# flat, float32).
+DecodeBytes = Callable[[Tensor, Tensor, Tensor | None], None]
+# The same for codes of any form, by its name; those of 8 bits as it is told.
+DecodeInto = Callable[[Tensor, Tensor, Tensor | None, str, DecodeBytes], None]
 
 _PIECE_NUMBERS = 1 << 24
 
@@ -28,7 +30,7 @@ class Storage:
     """How the weight of one layer is stored, and what decodes it.
 
     codes: their shape (rows, codes of a row), in `dtype`. scale: shape of the scales, `None` where there are none.
-    form: the name of the coding, as `decode_into` knows it.
+    form: the name of the coding, as `decode_into` knows it. decode_bytes: what that one calls.
     """
 
     codes: tuple[int, ...]
@@ -36,6 +38,7 @@ class Storage:
     scale: tuple[int, ...] | None
     form: str
     decode_into: DecodeInto
+    decode_bytes: DecodeBytes
 
 
 class StoredLinear(nn.Module):
@@ -53,8 +56,7 @@ class StoredLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.dtype = dtype
-        self.form = storage.form
-        self._decode_into = storage.decode_into
+        self._storage = storage
         self.codes = _parameter(storage.codes, storage.dtype)
         self.scale = None if storage.scale is None else _parameter(storage.scale, torch.float32)
         self.bias = _parameter((out_features,), dtype) if bias else None
@@ -66,7 +68,8 @@ class StoredLinear(nn.Module):
         step = self.out_features if torch.compiler.is_compiling() else max(_PIECE_NUMBERS // self.in_features, 1)
         for first in range(0, self.out_features, step):
             last = min(first + step, self.out_features)
-            self._decode_into(weight[first:last], self.codes[first:last], self._scales(first, last), self.form)
+            place, codes, scales = weight[first:last], self.codes[first:last], self._scales(first, last)
+            self._storage.decode_into(place, codes, scales, self._storage.form, self._storage.decode_bytes)
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
