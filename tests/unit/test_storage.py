@@ -86,6 +86,17 @@ def test_a_large_layer_is_decoded_in_pieces(tmp_path, weights, monkeypatch):
     assert all(torch.equal(late.get_submodule(layer).weight, each) for layer, each in zip(layers, whole, strict=True))
 
 
+def test_a_compiler_decodes_to_the_same_bits(tmp_path, weights):
+    checkpoint = opened(tmp_path, weights, "comfy fp8_scaled e4m3")
+    layers = dict(storable(pair_of(checkpoint)).codings)
+    stored = module(checkpoint, torch.float32, layers).module.blocks[0].ffn[0]
+    assert isinstance(stored, StoredLinear)
+    x = torch.randn(1, 6, stored.in_features, generator=torch.Generator().manual_seed(0))
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(stored, fullgraph=True)(x), stored(x))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16", "gguf F16", "official shards"])
 def test_plain_numbers_are_not_stored_otherwise(tmp_path, weights, name):
     assert not storable(pair_of(opened(tmp_path, weights, name)))

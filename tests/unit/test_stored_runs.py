@@ -225,11 +225,14 @@ def test_out_of_memory_is_a_step_down_with_the_same_weights(fp8, conditioning):
 
 @pytest.fixture
 def regions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Region]]:
-    """On a CPU a plan compiles nothing: the region that the build makes is told to, in the mode "default"."""
+    """On a CPU a plan compiles nothing: the region that the build makes is told to, in the mode "default".
+
+    Everything is traced and taken apart as for Inductor, whose C++ takes half a minute: `test_storage.py` has a layer.
+    """
     made: list[Region] = []
 
     def region(mode: str) -> Region:
-        made.append(Region("default"))
+        made.append(Region("default", backend="aot_eager"))
         return made[-1]
 
     torch._dynamo.reset()

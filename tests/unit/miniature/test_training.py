@@ -330,7 +330,8 @@ def test_all_stages_run_and_what_they_write_opens_and_is_taken_up(tmp_path: Path
     other = Store(tmp_path / "other")
     take_up(output, {"step": 1, "spent": 0.5}, other)
     assert other.load("experts", run.machine)["pace"] == {"step": 1, "spent": 0.5}
+    taken = other.load(VAE_DONE, run.machine)
     for name, tensor in store.load(VAE_DONE, run.machine).items():
-        assert torch.equal(tensor, other.load(VAE_DONE, run.machine)[name]), name
+        assert torch.equal(tensor, taken[name]), name
     total = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     assert math.isclose(total, 42e6, rel_tol=0.1)
