@@ -1,7 +1,9 @@
 """One ComfyUI for the whole host suite; skipped, and not in silence, where there is none."""
 
+import json
 import os
 import shutil
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from tests.host.client import Client, Prompt, Run
 from tests.host.graphs import miniature_graph
 from tests.host.models import write_models
-from tests.host.server import ComfyInstall, ComfyServer, lay_out
+from tests.host.server import PACK_ROOT, ComfyInstall, ComfyServer, environment, lay_out
 
 
 # First, since xdist reads the marks of groups at its own turn.
@@ -51,6 +53,15 @@ def server(
         yield running
     # pytest keeps the folders of the last runs; the log is worth it, 200 MB of models are not.
     shutil.rmtree(pack / "models")
+
+
+@pytest.fixture(scope="session")
+def probed(install: ComfyInstall) -> dict[str, dict]:
+    """What was seen in ComfyUI's Python without a server, by probe; see `probes.py`."""
+    command = [install.python, PACK_ROOT / "tests/host/probes.py", install.root, PACK_ROOT]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=install.root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture

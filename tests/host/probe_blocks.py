@@ -1,11 +1,10 @@
 """Runs in ComfyUI's own Python: our forward of its blocks against its own, on a small model with random weights.
 
-`probe_blocks.py COMFYUI_ROOT PACK_ROOT` prints what was seen as JSON by scene, for `test_blocks.py`.
+Played by `probes.py` for `test_blocks.py`.
 """
 
 import importlib
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
@@ -160,7 +159,7 @@ def see_left_alone() -> dict[str, object]:
     return seen
 
 
-if __name__ == "__main__":
-    with torch.inference_mode():
-        scenes = {name: scene() for name, scene in list(globals().items()) if name.startswith("see_")}
-    sys.stdout.write(json.dumps(scenes))
+@torch.inference_mode()
+def play() -> dict[str, dict]:
+    """What was seen, by scene."""
+    return {name: scene() for name, scene in list(globals().items()) if name.startswith("see_")}

@@ -1,11 +1,9 @@
 """Runs in ComfyUI's own Python: our patchers under the host's real memory management (`pretended_host.py`).
 
-`probe_patcher.py COMFYUI_ROOT PACK_ROOT` prints what was seen as JSON, by VRAM state and scene, for `test_patcher.py`.
+Played by `probes.py` for `test_patcher.py`.
 """
 
 import gc
-import json
-import sys
 from types import ModuleType, SimpleNamespace
 
 from pretended_host import (
@@ -299,7 +297,9 @@ def see_streaming(patcher: ModuleType) -> dict[str, object]:
     return see_moving(patcher, streamed=3)
 
 
-def main() -> None:
+@torch.inference_mode()
+def play() -> dict[str, dict[str, dict]]:
+    """What was seen, by VRAM state and scene."""
     patcher = load_pack()
     scenes = (
         see_resident, see_one_at_a_time, see_others_evicted, see_failed_load, see_on_the_cpu, see_ram_cache,
@@ -310,9 +310,4 @@ def main() -> None:
     for state in STATES:
         mm.vram_state = mm.VRAMState[state]
         seen[state] = {scene.__name__: scene(patcher) for scene in scenes}
-    sys.stdout.write(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    return seen

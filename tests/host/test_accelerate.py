@@ -126,7 +126,7 @@ def test_with_a_neighbour_before_and_behind(native: Prompt, saved: Saved, lora: 
         return node(native, f"{model} meddled", kind, model=[model, 0], **values)
 
     # Compiling is slow, and one expert's model is as good as two.
-    experts = ("native high", "native high" if name == "compiled" else "native low")
+    experts = ("native high", "native high" if "compiled" in name else "native low")
     steps = CACHE_STEPS if name == "cache" else STEPS
     wanted = {
         "bare": sampled(native, *experts, steps=steps),
