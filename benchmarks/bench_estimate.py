@@ -5,8 +5,9 @@
 
 Starts from an empty history of its own. Without --model it writes and runs the miniature. With --keep FILE.json it also
 writes down what each part was expected to take and took, which is what `tests/unit/test_estimate.py` replays. With
---cpu-time seconds are those of this process on the CPU, so that neighbours on a shared machine count for little; "host
-busy", the share of all cores during a run, shows such neighbours.
+--cpu-time seconds are those of this process on the CPU, so that neighbours on a shared machine count for less. Two
+columns show neighbours: "host busy" is the share of all cores during a run, "stolen" what a virtual machine's host gave
+to others in that time, in percent of the time of one core.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def _arguments() -> argparse.Namespace:
 def _runs(arguments: argparse.Namespace, folder: Path, video: Path, clock: Callable[[], float]) -> Iterator[dict]:
     chosen = recipe("official").with_changes(num_steps=arguments.steps, shift=5.0)
     pipeline = WanPipeline(find_model(folder), preset(arguments.profile), device=arguments.device)
-    print("| size | run | predicted | took | error | from | host busy |\n|---|---|---|---|---|---|---|")
+    print("| size | run | predicted | took | error | from | host busy | stolen |\n" + "|---" * 8 + "|")
     # All sizes once, then all of them again: what one size leaves in the caches is not another size's gain alone.
     for run in range(arguments.runs):
         for text in arguments.sizes:
@@ -72,18 +73,18 @@ def _runs(arguments: argparse.Namespace, folder: Path, video: Path, clock: Calla
             plan = pipeline.plan(request, size)
             estimate, report = pipeline.estimate(plan), Report()
             psutil.cpu_percent()  # from here on; neighbours that come or go make a run's time their own
-            start = clock()
+            stolen, since, start = _stolen(), perf_counter(), clock()
             conditioning = pipeline.encode(plan, f"a red circle, {run}, {text}", report=report)
             latent = pipeline.sample(plan, conditioning, report=report).latent
             with report.phase("save"):
                 write_video(_frames(pipeline, plan, latent, report), video)
             report.seconds["save"] -= report.seconds["decode"]
-            took = clock() - start
+            took, stolen = clock() - start, (_stolen() - stolen) / (perf_counter() - since)
             pipeline.learn(estimate, report)
             error = estimate.seconds / took - 1.0
             basis = f"{estimate.runs} runs" if estimate.runs else "/".join({part.source for part in estimate.parts})
-            shown = f"{estimate.seconds:.2f} s | {took:.2f} s | {error:+.0%} | {basis} | {psutil.cpu_percent():.0f}%"
-            print(f"| {text} | {run + 1} | {shown} |", flush=True)
+            shown = f"{estimate.seconds:.2f} s | {took:.2f} s | {error:+.0%} | {basis}"
+            print(f"| {text} | {run + 1} | {shown} | {psutil.cpu_percent():.0f}% | {stolen:.1%} |", flush=True)
             yield {
                 "size": text,
                 "took": round(took, 6),
@@ -93,6 +94,11 @@ def _runs(arguments: argparse.Namespace, folder: Path, video: Path, clock: Calla
                     for part, seconds in observed(estimate.parts, report)
                 ],
             }  # fmt: skip
+
+
+def _stolen() -> float:
+    """Seconds since the start that a virtual machine wanted and did not get; 0 where nobody says."""
+    return getattr(psutil.cpu_times(), "steal", 0.0)
 
 
 def _frames(pipeline: WanPipeline, plan: object, latent: object, report: Report) -> Iterator:
