@@ -94,7 +94,7 @@ def measure(profile: str, arguments: argparse.Namespace) -> dict[str, dict[str, 
             "CUDA_CACHE_PATH": "cuda", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "flash", "PYTHONPYCACHEPREFIX": "python",
         }  # fmt: skip
         environment = os.environ | {name: str(Path(folder) / leaf) for name, leaf in places.items()}
-        # Set in some containers: every process would compile three thousand source files anew.
+        # Set in some containers: every process would compile all sources that it imports anew.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         command = [
             sys.executable, "-m", "benchmarks.bench_cold_start", "--child", profile, "--size", arguments.size,

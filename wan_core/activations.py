@@ -76,14 +76,14 @@ def _compiled_weight(spec: TransformerSpec, shape: ForwardShape) -> int:
 
 
 def _counted(spec: TransformerSpec, shape: ForwardShape) -> int:
-    dtype = getattr(torch, shape.dtype)
+    dtype, kernels = getattr(torch, shape.dtype), _kernels(shape)
     with without_numbers():
         transformer = WanTransformer(
             spec,
             attend=_stand_in(_attention_bytes(spec, shape, shape.attention)),
             cross_attend=_stand_in(_attention_bytes(spec, shape, shape.cross_attention, kv_len=spec.text_len)),
             residual=getattr(torch, shape.residual),
-            kernels=_kernels(shape),
+            kernels=kernels,
         )
         latent = torch.empty(shape.batch, spec.in_dim, *shape.latent_size)
         timestep = torch.empty(shape.batch)
@@ -91,7 +91,8 @@ def _counted(spec: TransformerSpec, shape: ForwardShape) -> int:
     for name, parameter in transformer.named_parameters():
         if not wants_float32(name):
             parameter.data = parameter.data.to(dtype)
-    keep_as_stored(transformer, {f"blocks.0.{layer}": coding for layer, coding in shape.stored}, dtype)
+    stored = {f"blocks.0.{layer}": coding for layer, coding in shape.stored}
+    keep_as_stored(transformer, stored, dtype, kernels)
     if shape.is_compiled:
         transformer.blocks[0].forward = lambda x, *rest: torch.empty_like(x)
     text = TextContext((KeyValue(keys, keys),))
