@@ -1,9 +1,9 @@
-"""Weights of 8 bits, decoded before each product: PyTorch's operators and the fused kernel, at the sizes of Wan 2.2.
+"""Weights decoded before each product: PyTorch's operators and the fused kernels, at the sizes of Wan 2.2.
 
-    python -m benchmarks.bench_codes [--json FILE]
+    python -m benchmarks.bench_codes [--forms float8_e4m3fn,Q4_K] [--json FILE]
 
-Milliseconds and GB/s (a byte read and two written for each weight), and what a step of forty blocks and two passes
-takes for it. Kernels take turns (`turns.py`), each with half a gigabyte of codes, so that none is still in a cache.
+GB/s (codes read, two bytes written for each weight), and what a step of forty blocks and two passes takes for it.
+Kernels take turns (`turns.py`), each with half a gigabyte of codes, so that none is still in a cache.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wan_core.checkpoint.codes import Coding
 from wan_core.kernels.block import TORCH, BlockKernels
+from wan_core.kernels.decode import KNOWN_BLOCKS
 from wan_core.kernels.triton_block import TRITON
 
 from .turns import take_turns, warmed_up
@@ -25,32 +27,49 @@ DIM, FFN = 5120, 13824
 # Layers of a block by the shape of their weights.
 SHAPES = {(DIM, DIM): 8, (FFN, DIM): 1, (DIM, FFN): 1}
 PASSES = 2 * 40
-FORMS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2, "int8": torch.int8}
+BYTES = ("float8_e4m3fn", "float8_e5m2", "int8")
 _CYCLED_BYTES = 1 << 29
 
 
-def decoding(kernels: BlockKernels, shape: tuple[int, int], dtype: torch.dtype, *, by_row: bool) -> Callable[[], None]:
+def decoding(kernels: BlockKernels, shape: tuple[int, int], coding: Coding) -> Callable[[], None]:
     """Decodes another weight at each call."""
-    count = -(-_CYCLED_BYTES // (shape[0] * shape[1]))
-    codes = cycle([(torch.randn(shape, device="cuda") * 30).to(dtype) for _ in range(count)])
-    scale = torch.full((shape[0] if by_row else 1,), 1e-3, device="cuda")
-    return lambda: kernels.decode(place(shape), next(codes), scale)
+    count = -(-_CYCLED_BYTES // sum(coding.piece_bytes(shape)))
+    codes = cycle([draw(coding, shape) for _ in range(count)])
+    scale = None if coding.scale is None else torch.full(coding.scale or (1,), 1e-3, device="cuda")
+    return lambda: kernels.decode(place(shape), next(codes), scale, coding.dtype)
+
+
+def draw(coding: Coding, shape: tuple[int, int]) -> Tensor:
+    codes_shape = coding.codes_shape(shape)
+    if coding.dtype in KNOWN_BLOCKS:
+        return torch.randint(256, codes_shape, device="cuda", dtype=torch.uint8)
+    return (torch.randn(codes_shape, device="cuda") * 30).to(getattr(torch, coding.dtype))
 
 
 def place(shape: tuple[int, int]) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, device="cuda")
 
 
+def codings(form: str, shape: tuple[int, int]) -> dict[str, Coding]:
+    """How a matrix is stored in a form, by what is said of it."""
+    if form in KNOWN_BLOCKS:
+        return {form: Coding(dtype=form)}
+    return {f"{form}, one scale": Coding(dtype=form, scale=()),
+            f"{form}, a scale a row": Coding(dtype=form, scale=(shape[0],))}  # fmt: skip
+
+
 @torch.inference_mode()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--forms", default=",".join((*BYTES, *KNOWN_BLOCKS)))
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     rows = {}
-    for (name, dtype), by_row in ((form, by_row) for form in FORMS.items() for by_row in (False, True)):
+    for name in [name for form in arguments.forms.split(",") for name in codings(form, (DIM, DIM))]:
+        stored = {shape: codings(name.split(",")[0], shape)[name] for shape in SHAPES}
         work = {
-            (kernels.name, shape): decoding(kernels, shape, dtype, by_row=by_row)
+            (kernels.name, shape): decoding(kernels, shape, stored[shape])
             for kernels in (TORCH, TRITON)
             for shape in SHAPES
         }
@@ -61,12 +80,13 @@ def main() -> int:
             if len(seconds) < len(SHAPES):
                 continue  # why is said above
             total = PASSES * sum(seconds[shape] * count for shape, count in SHAPES.items())
-            key = f"{name}, {'a scale a row' if by_row else 'one scale'}, {kernels.name}"
-            rows[key] = {"step_seconds": total} | {
-                f"{a}x{b}": {"ms": s * 1e3, "gbs": 3 * a * b / s / 1e9} for (a, b), s in seconds.items()
+            rates = {
+                f"{a}x{b}": (sum(stored[a, b].piece_bytes((a, b))) + 2 * a * b) / s / 1e9
+                for (a, b), s in seconds.items()
             }
-            rates = ", ".join(f"{a}x{b} {3 * a * b / s / 1e9:.0f} GB/s" for (a, b), s in seconds.items())
-            print(f"{key:<40}{total:.3f} s a step; {rates}", flush=True)
+            rows[f"{name}, {kernels.name}"] = {"step_seconds": total, "gbs": rates}
+            shown = ", ".join(f"{shape} {rate:.0f} GB/s" for shape, rate in rates.items())
+            print(f"{f'{name}, {kernels.name}':<40}{total:.3f} s a step; {shown}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
     return 0

@@ -1,11 +1,12 @@
 """Write a model of real size with random weights, in ComfyUI's file layout, for measurements of speed and memory.
 
-    python -m benchmarks.random_model DIR [--parts experts,text,vae] [--device cuda] [--fp8]
+    python -m benchmarks.random_model DIR [--parts experts,text,vae] [--device cuda] [--form fp8|Q4_K|Q8_0]
 
 Two experts of 28.6 GB in bfloat16, a UMT5-XXL encoder (its vocabulary is the miniature's, so the embedding is small)
 and a Wan 2.1 VAE. Numbers are drawn on the device and written tensor by tensor, so that memory stays small. The scales
-are the miniature's: activations keep their size, so nothing is zero, infinite or unnaturally cheap. With `--fp8` the
-matrices of the experts' blocks are float8_e4m3fn with a scale each, as in ComfyUI's fp8_scaled files: 14.9 GB.
+are the miniature's: activations keep their size, so nothing is zero, infinite or unnaturally cheap. With `--form` the
+matrices of the experts' blocks are stored otherwise: as float8_e4m3fn with a scale each, as in ComfyUI's fp8_scaled
+files, 14.9 GB; or in blocks of GGUF, as in the files of ComfyUI-GGUF, evenly distributed, 8.7 and 15.8 GB.
 """
 
 import argparse
@@ -21,11 +22,14 @@ from torch import Tensor
 from miniature.vocabulary import train_vocabulary
 from miniature.weights import Draw, Table, text_encoder_table, transformer_table, vae_table
 from miniature.write import hugging_face_name
+from wan_core.kernels.decode import KNOWN_BLOCKS
 from wan_core.specs import T2V_A14B_TRANSFORMER, UMT5_XXL, WAN21_VAE, Expert
 
 VOCABULARY = 1024
 _SAFETENSORS_BF16, _SAFETENSORS_U8, _SAFETENSORS_F32, _SAFETENSORS_FP8 = "BF16", "U8", "F32", "F8_E4M3"
 _LARGEST_FP8, _LARGEST_SIGMA = 448.0, 6.0
+# Of the numbers that codes drawn evenly stand for, as multiples of a block's scale: their standard deviation.
+GGUF_SPREADS = {"Q4_K": 32 * (16**2 / 12 - 1 / 12) ** 0.5, "Q8_0": (256**2 / 12 - 1 / 12) ** 0.5}
 
 
 def main() -> None:
@@ -34,15 +38,18 @@ def main() -> None:
     parser.add_argument("--parts", default="experts,text,vae")
     parser.add_argument("--layers", type=int, default=T2V_A14B_TRANSFORMER.num_layers, help="fewer for a quick look")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--fp8", action="store_true", help="matrices of the experts' blocks in float8_e4m3fn")
+    parser.add_argument("--form", default="bfloat16", choices=("bfloat16", "fp8", *GGUF_SPREADS))
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
     spec = replace(T2V_A14B_TRANSFORMER, num_layers=arguments.layers)
     if "experts" in parts:
         for expert in Expert:
             path = arguments.folder / "diffusion_models" / f"random_{expert.value}_noise_14B.safetensors"
+            if arguments.form in GGUF_SPREADS:
+                write_gguf(path.with_suffix(".gguf"), transformer_table(spec), arguments.device, arguments.form)
+                continue
             metadata = {"wan_velocity.expert": expert.value}
-            write(path, transformer_table(spec), arguments.device, metadata, fp8=arguments.fp8)
+            write(path, transformer_table(spec), arguments.device, metadata, fp8=arguments.form == "fp8")
     if "text" in parts:
         path = arguments.folder / "text_encoders" / "random_umt5_xxl.safetensors"
         table = text_encoder_table(replace(UMT5_XXL, vocab_size=VOCABULARY))
@@ -94,6 +101,46 @@ def _tensors(table: Table, file: str, device: str, *, fp8: bool) -> Iterator[Ten
             yield torch.tensor([scale])
         else:
             yield values.to(torch.bfloat16).flatten().cpu()
+
+
+def write_gguf(path: Path, table: Table, device: str, form: str) -> None:
+    """The matrices of the blocks in blocks of GGUF, the rest in float32, through the package `gguf`."""
+    from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator(device).manual_seed(sum(path.name.encode()))
+    writer, start = GGUFWriter(path, "wan"), perf_counter()
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    for name, drawn in table.items():
+        if _is_block_matrix(name, drawn):
+            blocks = _random_blocks(drawn, form, generator).cpu().numpy()
+            writer.add_tensor(name, blocks, raw_dtype=GGMLQuantizationType[form])
+            continue
+        values = torch.randn(drawn.shape, generator=generator, device=device) * drawn.std + drawn.mean
+        if values.dim() > 4:  # more than the format knows: flat, and the shape beside it
+            writer.add_array(f"comfy.gguf.orig_shape.{name}", tuple(drawn.shape))
+            values = values.flatten(0, -2)
+        writer.add_tensor(name, values.cpu().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    print(f"{path}: {path.stat().st_size / 1e9:.2f} GB in {perf_counter() - start:.1f} s", flush=True)
+
+
+def _random_blocks(drawn: Draw, form: str, generator: torch.Generator) -> Tensor:
+    """Bytes (rows, bytes of a row) uint8 of any codes, under scales that give them the standard deviation."""
+    known, (rows, columns) = KNOWN_BLOCKS[form], drawn.shape
+    shape = (rows * columns // known.size, known.nbytes)
+    blocks = torch.randint(256, shape, generator=generator, device=generator.device, dtype=torch.uint8)
+    halves = torch.tensor([drawn.std / GGUF_SPREADS[form]], dtype=torch.float16, device=generator.device)
+    if form == "Q4_K":
+        # Scales and offsets of all sub-blocks are 32, whose six bits lie as `kernels/decode.py` says; an offset is 7.5
+        # of its scale, so that numbers lie around zero.
+        blocks[:, 4:12], blocks[:, 12:16] = 32 | 2 << 6, 0
+        halves = torch.cat((halves, 7.5 * halves))
+    blocks[:, : 2 * len(halves)] = halves.view(torch.uint8)
+    return blocks.view(rows, -1)
 
 
 def _is_block_matrix(name: str, draw: Draw) -> bool:

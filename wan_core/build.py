@@ -76,7 +76,8 @@ def build_experts(
     strict = binding.on_unsupported == "error"
     # While a vendor's library is imported, Triton reads and loads its kernels, which leaves Python alone.
     import_ahead(binding.attention)
-    kernels, kernel_problem = bind_kernels(binding.block_kernels, binding.device)
+    forms = sorted({coding.dtype for _, coding in binding.stored.codings})
+    kernels, kernel_problem = bind_kernels(binding.block_kernels, binding.device, forms)
     attend, attention_decision = bind(binding.attention, hardware, strict=strict)
     cross_attend, cross_decision = bind(binding.cross_attention, hardware, strict=strict)
     region = Region(binding.compile_mode)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from .checkpoint.codes import Coding, coding_of
-from .checkpoint.decode import decode_rows_into
 from .checkpoint.experts import ExpertPair
 from .checkpoint.lora_file import block_linears
 from .checkpoint.sentences import counted
@@ -91,8 +90,7 @@ def keep_as_stored(
             dtype=getattr(torch, coding.codes_dtype),
             scale=coding.scale,
             form=coding.dtype,
-            decode_into=decode_rows_into,
-            decode_bytes=kernels.decode,
+            decode=kernels.decode,
         )
         with without_numbers():
             stored = StoredLinear(linear.in_features, linear.out_features, storage, dtype, bias=linear.bias is not None)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wan_core.checkpoint.decode import decode_rows_into
-from wan_core.kernels import block
+from wan_core.kernels import block, decode
 from wan_core.linear.stored import Storage, StoredLinear
 from wan_core.models.layers import Linear
 
@@ -27,6 +26,9 @@ BATCH, TOKENS, HEADS = 2, 7, 6
 DIMS = [192, 768] if IS_INTERPRETED else [192, 1536, 5120]
 each_dim = pytest.mark.parametrize("dim", DIMS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+each_float = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 
 
 def draw(*shape: int) -> Tensor:
@@ -95,28 +97,55 @@ def test_rms_norm_and_rotation(dim, dtype, is_rotated, is_sliced):
     assert_as_exact(TRITON.rms_norm(x, weight, heads, tables, EPS, dtype), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("codes_dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8], ids=str)
+@each_float
+@pytest.mark.parametrize("form", ["float8_e4m3fn", "float8_e5m2", "int8"])
 @pytest.mark.parametrize("num_scales", [0, 1, 259])
-def test_codes_of_8_bits_are_decoded_to_the_same_bits(dtype, codes_dtype, num_scales):
+def test_codes_of_8_bits_are_decoded_to_the_same_bits(dtype, form, num_scales):
     """All 256 codes, not-a-number, infinity and the smallest among them, in rows that no block of a kernel divides."""
-    codes = torch.arange(259 * 1100).remainder(256).to(torch.uint8).view(codes_dtype).view(259, 1100).to(DEVICE)
+    codes = (
+        torch.arange(259 * 1100).remainder(256).to(torch.uint8).view(getattr(torch, form)).view(259, 1100).to(DEVICE)
+    )
     scale = None if num_scales == 0 else draw(num_scales)
     got, expected = (torch.full((259, 1100), 7.0, dtype=dtype, device=DEVICE) for _ in range(2))
-    block.decode(expected, codes, scale)
-    TRITON.decode(got, codes, scale)
-    # The interpreter cuts numbers off where a card rounds them to bfloat16.
-    rtol = 2.0**-7 if IS_INTERPRETED and dtype == torch.bfloat16 else 0.0
+    decode.decode(expected, codes, scale, form)
+    TRITON.decode(got, codes, scale, form)
+    assert_same_bits(got, expected)
+
+
+@each_float
+@pytest.mark.parametrize("form", decode.KNOWN_BLOCKS)
+@pytest.mark.parametrize("rows", [1, 37])
+def test_blocks_of_gguf_are_decoded_to_the_same_bits(dtype, form, rows):
+    """Any bytes, infinite scales among them, in numbers of blocks that no program of a kernel divides."""
+    known = decode.KNOWN_BLOCKS[form]
+    bytes_of_a_row = 3 * 256 // known.size * known.nbytes
+    codes = torch.randint(256, (rows, bytes_of_a_row), generator=torch.Generator().manual_seed(rows)).to(torch.uint8)
+    # Every second row starts at an odd multiple of two bytes, and the whole at one.
+    codes = torch.cat((codes.new_zeros(2), codes.flatten())).to(DEVICE)[2:].view(rows, bytes_of_a_row)
+    got, expected = (torch.full((rows + 1, 768), 7.0, dtype=dtype, device=DEVICE) for _ in range(2))
+    decode.decode(expected[:rows], codes, None, form)
+    TRITON.decode(got[:rows], codes, None, form)
+    assert expected[:rows].isfinite().float().mean() > 0.2
+    assert_same_bits(got, expected)  # nothing is written behind the last row
+
+
+def test_a_form_without_a_kernel_is_decoded_by_pytorch():
+    codes = draw(5, 8).abs().mul(50).to(torch.uint8)
+    got = torch.empty(5, 8, device=DEVICE)
+    TRITON.decode(got, codes, None, "uint8")
+    assert torch.equal(got, codes.float())
+
+
+def assert_same_bits(got: Tensor, expected: Tensor) -> None:
+    """As far as the interpreter allows: it cuts numbers off where a card rounds them to bfloat16."""
+    rtol = 2.0**-7 if IS_INTERPRETED and got.dtype == torch.bfloat16 else 0.0
     torch.testing.assert_close(got, expected, rtol=rtol, atol=0, equal_nan=True)
 
 
 @pytest.mark.gpu
 def test_gelu_behind_a_layer_that_keeps_codes_is_that_behind_its_decoded_weight():
     dtype = torch.float8_e4m3fn
-    storage = Storage(
-        codes=(2048, 1024), dtype=dtype, scale=(), form="float8_e4m3fn", decode_into=decode_rows_into,
-        decode_bytes=TRITON.decode,
-    )  # fmt: skip
+    storage = Storage(codes=(2048, 1024), dtype=dtype, scale=(), form="float8_e4m3fn", decode=TRITON.decode)
     with torch.device(DEVICE):
         stored = StoredLinear(1024, 2048, storage, torch.bfloat16, bias=True)
         plain = Linear(1024, 2048).bfloat16().requires_grad_(False)

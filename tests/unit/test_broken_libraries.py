@@ -11,7 +11,7 @@ import torch
 
 from wan_core.attention.backends import BACKENDS
 from wan_core.attention.interface import AttentionProblem, KernelChoice, bind
-from wan_core.checkpoint.gguf_blocks import _by_package
+from wan_core.checkpoint.gguf_blocks import decode_by_package
 from wan_core.cli import doctor
 from wan_core.errors import BROKEN_LIBRARY, CheckpointError, InputError, UnsupportedError
 from wan_core.kernels.bind import bind_kernels
@@ -77,7 +77,7 @@ def test_what_needs_it_says_so_and_the_rest_goes_on(break_library, error: Except
     assert _text_fixer()[0]("a  b") == "a  b"
     assert _load_ssim(64, 64)[0] is None
     with pytest.raises(CheckpointError, match="need the package gguf"):
-        _by_package(torch.zeros(1, 84, dtype=torch.uint8), "Q2_K")
+        decode_by_package(torch.zeros(1, 84, dtype=torch.uint8), "Q2_K")
     with pytest.raises(InputError, match="need the package sentencepiece"):
         _load(b"", "a file")
     with pytest.raises(UnsupportedError, match="need the library PyAV"):

@@ -77,12 +77,12 @@ def test_what_is_decoded_late_is_what_is_decoded_early(tmp_path, weights, name, 
 
 
 def test_a_large_layer_is_decoded_in_pieces(tmp_path, weights, monkeypatch):
-    """Pieces that no number of rows divides; each row has its own scale."""
-    checkpoint = opened(tmp_path, weights, "comfy_quant int8 by row")
+    """Pieces that no number of rows divides, of three kinds of blocks."""
+    checkpoint = opened(tmp_path, weights, "gguf Q4_K_M")
     layers = dict(storable(pair_of(checkpoint)).codings)
     late = module(checkpoint, torch.bfloat16, layers).module
     whole = [late.get_submodule(layer).weight for layer in layers]
-    monkeypatch.setattr("wan_core.linear.stored._PIECE_NUMBERS", 7 * 256 + 1)
+    monkeypatch.setattr("wan_core.kernels.decode._PIECE_NUMBERS", 7 * 256 + 1)
     assert all(torch.equal(late.get_submodule(layer).weight, each) for layer, each in zip(layers, whole, strict=True))
 
 

@@ -2,7 +2,7 @@
 
 In a module such a layer `x` holds `x.codes` and, where there are any, `x.scale` in place of `x.weight`; `as_stored`
 gives a checkpoint that has them under these names, to be read like any other tensors. What they stand for is computed
-by `decode.decode_rows_into`, which loading uses as well: decoded early or late, the numbers are the same.
+by `kernels/decode.py`, which loading uses as well: decoded early or late, the numbers are the same.
 """
 
 import math

@@ -5,15 +5,14 @@ rounded once, to the dtype of its place. Everything happens on the device that t
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..kernels import block
+from ..kernels.decode import decode
 from . import gguf_blocks
-from .gguf_blocks import BLOCK_FORMATS, decode_blocks
+from .gguf_blocks import BLOCK_FORMATS, decode_by_package
 from .header import FLOATS, TensorInfo
 
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
@@ -66,27 +65,13 @@ def decode_into(place: Tensor, raw: Tensor, info: TensorInfo, scale: Tensor | No
     """
     form = BLOCK_FORMATS.get(info.dtype)
     codes = raw.view(-1, form.nbytes) if form else raw.view(getattr(torch, info.dtype)).view(-1, grain(info).size)
+    place = place.view(codes.shape[0], -1)
     if scale is not None and scale.numel() > 1:
         scale = scale[first : first + codes.shape[0]]
-    decode_rows_into(place.view(codes.shape[0], -1), codes, scale, info.dtype)
-
-
-def decode_rows_into(
-    place: Tensor,
-    codes: Tensor,
-    scale: Tensor | None,
-    dtype: str,
-    decode_bytes: Callable[[Tensor, Tensor, Tensor | None], None] = block.decode,
-) -> None:
-    """Write the numbers of codes (rows, codes of a row) to their place (rows, columns), of any float dtype.
-
-    scale: one for all rows or one for each, flat, float32. dtype: what the codes are, as in `TensorInfo`. decode_bytes:
-    `block.decode`, or a kernel for the same.
-    """
-    if dtype in BLOCK_FORMATS:
-        place.copy_(decode_blocks(codes.reshape(-1), dtype).view(place.shape))
+    if form and not form.decode:
+        place.copy_(decode_by_package(codes, info.dtype))
     elif codes.element_size() == 1:
-        decode_bytes(place, codes, scale)
+        decode(place, codes, scale, info.dtype)
     elif scale is None:
         place.copy_(codes)
     else:

@@ -1,6 +1,6 @@
 """Kernels by name, tried once before they are bound."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TypeVar
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import BROKEN_LIBRARY
 from . import block, vae
 from .block import BlockKernels
+from .decode import KNOWN_BLOCKS
 from .vae import VaeKernels
 
 # Rounding once, to bfloat16, is 4e-3 at most; a kernel that is wrong loses all.
@@ -18,15 +19,18 @@ Kernels = TypeVar("Kernels", BlockKernels, VaeKernels)
 Results = dict[str, Tensor]
 
 
-def bind_kernels(name: str, device: str) -> tuple[BlockKernels, str | None]:
-    """The block's kernels, or PyTorch's operators and the reason why it is those. name: "off" or "triton"."""
+def bind_kernels(name: str, device: str, forms: Collection[str] = ()) -> tuple[BlockKernels, str | None]:
+    """The block's kernels, or PyTorch's operators and the reason why it is those. name: "off" or "triton".
+
+    forms: of codes that they will have to decode, as in `decode.decode`.
+    """
 
     def load() -> BlockKernels:
         from .triton_block import TRITON
 
         return TRITON
 
-    return _bind(name, block.TORCH, load, lambda kernels: _try_block(kernels, torch.device(device)))
+    return _bind(name, block.TORCH, load, lambda kernels: _try_block(kernels, torch.device(device), forms))
 
 
 def bind_vae_kernels(name: str, device: str) -> tuple[VaeKernels, str | None]:
@@ -73,7 +77,7 @@ def _drawing(device: torch.device) -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(shape, device=device, generator=generator)
 
 
-def _try_block(kernels: BlockKernels, device: torch.device) -> Results:
+def _try_block(kernels: BlockKernels, device: torch.device, forms: Collection[str]) -> Results:
     """What they make of a few tokens."""
     draw, dtype = _drawing(device), torch.bfloat16
     x, branch, weight, (scale, shift, gate) = draw(1, 3, 256), draw(1, 3, 256).to(dtype), draw(256), draw(3, 1, 1, 256)
@@ -81,8 +85,6 @@ def _try_block(kernels: BlockKernels, device: torch.device) -> Results:
     linear = nn.Linear(256, 128, device=device, dtype=dtype)
     linear.weight.copy_(draw(128, 256) / 16)
     linear.bias.copy_(draw(128))
-    codes, weights = (draw(48, 256) * 30).to(torch.float8_e4m3fn), torch.empty(48, 256, dtype=dtype, device=device)
-    kernels.decode(weights, codes, 1 + draw(48).abs())
     kept, normed = kernels.add_norm(x, branch, None, scale, shift, 1e-6, dtype)
     return {
         "norm": kernels.norm(x, scale, shift, 1e-6, dtype),
@@ -90,8 +92,20 @@ def _try_block(kernels: BlockKernels, device: torch.device) -> Results:
         "add_norm": torch.cat((kept.float(), normed.float())),
         "rms_norm": kernels.rms_norm(branch, weight, 2, tables, 1e-6, dtype),
         "expand": kernels.expand(linear, branch),
-        "decode": weights,
+        **{f"decode {form}": _decoded(kernels, form, draw(48, 256)) for form in forms},
     }
+
+
+def _decoded(kernels: BlockKernels, form: str, drawn: Tensor) -> Tensor:
+    """Numbers (48, 256) of any codes."""
+    weights = torch.empty_like(drawn, dtype=torch.bfloat16)
+    if known := KNOWN_BLOCKS.get(form):
+        # Bytes below 60 are no part of a float16 that is infinite, not a number, or negative.
+        codes = drawn.repeat(1, 2)[:, : 256 // known.size * known.nbytes].abs().mul(20).clamp(max=59).to(torch.uint8)
+        kernels.decode(weights, codes, None, form)
+    else:
+        kernels.decode(weights, (drawn * 30).to(getattr(torch, form)), 1 + drawn[:, 0].abs(), form)
+    return weights
 
 
 def _try_vae(kernels: VaeKernels, device: torch.device) -> Results:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .decode import decode
+
 # Cosines and sines of the rotation by token.
 Tables = tuple[Tensor, Tensor]
 
@@ -32,7 +34,7 @@ class BlockKernels:
     rms_norm(x, weight, num_heads, tables, eps, dtype): RMS norm over the full width, split into heads (B, L, N, D) and,
     where there are tables, rotated.
     expand(linear, x): GELU (tanh) of a linear layer.
-    decode(place, codes, scale): the numbers of a weight's codes of 8 bits, written to their place.
+    decode(place, codes, scale, form): what a weight's codes stand for, written to its place, as `decode.decode` says.
     """
 
     name: str
@@ -41,7 +43,7 @@ class BlockKernels:
     add_norm: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float, torch.dtype], tuple[Tensor, Tensor]]
     rms_norm: Callable[[Tensor, Tensor, int, Tables | None, float, torch.dtype], Tensor]
     expand: Callable[[nn.Module, Tensor], Tensor]
-    decode: Callable[[Tensor, Tensor, Tensor | None], None]
+    decode: Callable[[Tensor, Tensor, Tensor | None, str], None]
 
 
 def norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -82,16 +84,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def expand(linear: nn.Module, x: Tensor) -> Tensor:
     """GELU (arXiv:1606.08415), in its tanh form, of a linear layer."""
     return F.gelu(linear(x), approximate="tanh")
-
-
-def decode(place: Tensor, codes: Tensor, scale: Tensor | None) -> None:
-    """Write codes (R, C) of 8 bits, as numbers times their scale ((1,) or (R,), float32), to place (R, C), any dtype.
-
-    Every float dtype holds what 8 bits can say, so nothing wider has to stand in between; a number is rounded once.
-    """
-    place.copy_(codes)
-    if scale is not None:
-        place.mul_(scale[:, None])
 
 
 TORCH = BlockKernels(

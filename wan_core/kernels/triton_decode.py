@@ -1,4 +1,4 @@
-"""Codes of 8 bits to numbers as one Triton kernel: a byte read, a number written. What it computes is `block.decode`.
+"""Codes of 8 bits to numbers as one Triton kernel: a byte read, a number written. What it computes is `decode.decode`.
 
 PyTorch reads and writes the numbers once more to multiply them, in a kernel for mixed dtypes. Floats of 8 bits are
 taken apart here by shifting their bits into those of a float16, which is exact, and so runs on cards without them.
@@ -9,9 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import block
+from . import decode as plain
+from .triton_gguf import KERNELS, decode_blocks
 
-_FORMS = {torch.float8_e4m3fn: "e4m3fn", torch.float8_e5m2: "e5m2", torch.int8: "int8"}
+_FORMS = ("float8_e4m3fn", "float8_e5m2", "int8")
 _ROWS, _COLUMNS = 4, 1024
 
 
@@ -24,12 +25,12 @@ def fused_decode(
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = (row < num_rows) & (column < num_columns)
     code = tl.load(codes_pointer + row * num_columns + column, mask=inside, other=0)
-    if FORM == "e4m3fn":
+    if FORM == "float8_e4m3fn":
         # Sign, exponent and mantissa in the places of a float16, whose exponents count from another zero: 2^8 less.
         bits = ((code & 0x80).to(tl.uint16) << 8) | ((code & 0x7F).to(tl.uint16) << 7)
         number = bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
         number = tl.where((code & 0x7F) == 0x7F, float("nan"), number)
-    elif FORM == "e5m2":
+    elif FORM == "float8_e5m2":
         number = (code.to(tl.uint16) << 8).to(tl.float16, bitcast=True).to(tl.float32)
     else:
         number = code.to(tl.float32)
@@ -41,12 +42,18 @@ def fused_decode(
     tl.store(place_pointer + row * num_columns + column, number.to(place_pointer.dtype.element_ty), mask=inside)
 
 
-def decode(place: Tensor, codes: Tensor, scale: Tensor | None) -> None:
-    """Write codes (R, C) of 8 bits, as numbers times their scale ((1,) or (R,), float32), to place (R, C)."""
-    form = _FORMS.get(codes.dtype)
-    if form is None or not (codes.is_contiguous() and place.is_contiguous()):
-        block.decode(place, codes, scale)
-        return
+def decode(place: Tensor, codes: Tensor, scale: Tensor | None, form: str) -> None:
+    """Write what codes stand for to their place (R, C), of any float dtype, as `decode.decode` does."""
+    is_known = form in KERNELS or form in _FORMS
+    if not (is_known and codes.is_contiguous() and place.is_contiguous()):
+        plain.decode(place, codes, scale, form)
+    elif form in KERNELS:
+        decode_blocks(place, codes, form)
+    else:
+        _decode_bytes(place, codes, scale, form)
+
+
+def _decode_bytes(place: Tensor, codes: Tensor, scale: Tensor | None, form: str) -> None:
     num_rows, num_columns = codes.shape
     with torch.cuda.device_of(codes):
         # A pointer that is not used is the place's: Triton wants a tensor.

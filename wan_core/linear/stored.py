@@ -4,9 +4,6 @@ It holds codes and their scales; what these mean is given as a function. The dec
 the dtype of the products, made anew for each call and gone after it. So the layer computes, to the last bit, what one
 computes that was decoded when it was loaded; it takes the memory and the transfers of the codes, and the time of
 writing its weight once for each product.
-
-Rows are decoded in pieces, so that float32 numbers in between, where there are any, stay small. A compiler fuses them
-away by itself.
 """
 
 from collections.abc import Callable
@@ -16,13 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Writes to a place (rows, columns) the numbers of some rows' codes of 8 bits and scales (one for all or one for each;
-# flat, float32).
-DecodeBytes = Callable[[Tensor, Tensor, Tensor | None], None]
-# The same for codes of any form, by its name; those of 8 bits as it is told.
-DecodeInto = Callable[[Tensor, Tensor, Tensor | None, str, DecodeBytes], None]
-
-_PIECE_NUMBERS = 1 << 24
+# Writes to a place (rows, columns) what codes and scales (one for all rows or one for each; flat, float32) stand for in
+# a form, by its name.
+Decode = Callable[[Tensor, Tensor, Tensor | None, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,15 +23,14 @@ class Storage:
     """How the weight of one layer is stored, and what decodes it.
 
     codes: their shape (rows, codes of a row), in `dtype`. scale: shape of the scales, `None` where there are none.
-    form: the name of the coding, as `decode_into` knows it. decode_bytes: what that one calls.
+    form: the name of the coding, as `decode` knows it.
     """
 
     codes: tuple[int, ...]
     dtype: torch.dtype
     scale: tuple[int, ...] | None
     form: str
-    decode_into: DecodeInto
-    decode_bytes: DecodeBytes
+    decode: Decode
 
 
 class StoredLinear(nn.Module):
@@ -65,20 +57,12 @@ class StoredLinear(nn.Module):
     def weight(self) -> Tensor:
         """The decoded weight (out, in)."""
         weight = torch.empty(self.out_features, self.in_features, dtype=self.dtype, device=self.codes.device)
-        step = self.out_features if torch.compiler.is_compiling() else max(_PIECE_NUMBERS // self.in_features, 1)
-        for first in range(0, self.out_features, step):
-            last = min(first + step, self.out_features)
-            place, codes, scales = weight[first:last], self.codes[first:last], self._scales(first, last)
-            self._storage.decode_into(place, codes, scales, self._storage.form, self._storage.decode_bytes)
+        scale = None if self.scale is None else self.scale.flatten()
+        self._storage.decode(weight, self.codes, scale, self._storage.form)
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.dtype), self.weight, self.bias)
-
-    def _scales(self, first: int, last: int) -> Tensor | None:
-        """Of some rows: the one of all, or their own."""
-        scale = None if self.scale is None else self.scale.flatten()
-        return scale if scale is None or scale.numel() == 1 else scale[first:last]
 
 
 def _parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:

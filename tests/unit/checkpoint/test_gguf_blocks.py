@@ -9,11 +9,12 @@ import torch
 
 from tests.unit.checkpoint.gguf_files import quantise
 from wan_core.checkpoint import gguf_blocks
-from wan_core.checkpoint.gguf_blocks import BLOCK_FORMATS, decode_blocks, why_not
+from wan_core.checkpoint.gguf_blocks import BLOCK_FORMATS, decode_by_package, why_not
 from wan_core.checkpoint.gguf_header import _PLAIN_TYPES, _TYPES
 from wan_core.errors import CheckpointError
+from wan_core.kernels.decode import KNOWN_BLOCKS, decode_blocks
 
-OURS = [name for name, form in BLOCK_FORMATS.items() if form.decode]
+OURS = list(KNOWN_BLOCKS)
 
 
 def test_types_and_sizes_are_those_of_the_package() -> None:
@@ -44,10 +45,10 @@ def test_what_is_not_decoded_here_is_left_to_the_package() -> None:
         # One byte pattern that is finite in every format.
         blocks = np.full((3, BLOCK_FORMATS[name].nbytes), 17, dtype=np.uint8)
         theirs = gguf.dequantize(blocks, gguf.GGMLQuantizationType[name])
-        ours = decode_blocks(torch.from_numpy(blocks).reshape(-1), name)
-        assert np.array_equal(ours.numpy(), theirs.reshape(-1), equal_nan=True)
+        ours = decode_by_package(torch.from_numpy(blocks), name)
+        assert np.array_equal(ours.numpy(), theirs, equal_nan=True)
     with pytest.raises(CheckpointError, match="Q1_0 blocks are unknown to this version of the package gguf"):
-        decode_blocks(torch.zeros(18, dtype=torch.uint8), "Q1_0")
+        decode_by_package(torch.zeros(1, 18, dtype=torch.uint8), "Q1_0")
 
 
 def test_without_the_package_the_common_formats_still_decode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +58,7 @@ def test_without_the_package_the_common_formats_still_decode(monkeypatch: pytest
     reason = why_not("IQ4_XS")
     assert reason == "holds IQ4_XS blocks, which need the package gguf: install it with `pip install gguf`"
     with pytest.raises(CheckpointError, match="Q3_K blocks need the package gguf, which this Python cannot import"):
-        decode_blocks(torch.zeros(110, dtype=torch.uint8), "Q3_K")
+        decode_by_package(torch.zeros(1, 110, dtype=torch.uint8), "Q3_K")
 
 
 @pytest.mark.parametrize(("name", "largest"), [("Q4_K", 0.1), ("Q5_K", 0.05), ("Q6_K", 0.025)])

@@ -10,6 +10,7 @@ import torch
 from wan_core.kernels import block, vae
 from wan_core.kernels.bind import bind_kernels, bind_vae_kernels
 from wan_core.kernels.block import TORCH, BlockKernels
+from wan_core.kernels.decode import KNOWN_BLOCKS
 from wan_core.kernels.vae import VaeKernels
 
 
@@ -53,6 +54,18 @@ def test_one_that_is_wrong_is_a_reason(vendor, name):
     bound, problem = bind_kernels("triton", "cpu")
     assert bound is TORCH
     assert problem.startswith(f"{name} differs from PyTorch's by 1.0e+00")
+
+
+@pytest.mark.parametrize("form", ["float8_e4m3fn", "float8_e5m2", "int8", *KNOWN_BLOCKS])
+def test_the_codes_that_it_will_decode_are_tried(vendor, form):
+    def twice(place, codes, scale, form):
+        TORCH.decode(place, codes, scale, form)
+        place.mul_(2)
+
+    wrong = replace(TORCH, name="another", decode=twice)
+    vendor(wrong)
+    assert bind_kernels("triton", "cpu") == (wrong, None), "nothing to decode"
+    assert bind_kernels("triton", "cpu", [form]) == (TORCH, f"decode {form} differs from PyTorch's by 1.0e+00")
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("no image\nfor this card"), torch.OutOfMemoryError("no memory")])
