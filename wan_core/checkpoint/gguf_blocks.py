@@ -39,8 +39,6 @@ def decode_by_package(blocks: Tensor, name: str) -> Tensor:
 # By ggml's name. Those without a function to decode them are left to the package.
 BLOCK_FORMATS: Mapping[str, BlockFormat] = {
     **KNOWN_BLOCKS,
-    "Q2_K": BlockFormat(256, 84),
-    "Q3_K": BlockFormat(256, 110),
     "IQ2_XXS": BlockFormat(256, 66),
     "IQ2_XS": BlockFormat(256, 74),
     "IQ2_S": BlockFormat(256, 82),

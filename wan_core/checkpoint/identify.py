@@ -12,6 +12,7 @@ from typing import Literal
 
 from ..errors import CheckpointError
 from ..specs import T2V_A14B, T2V_A14B_TRANSFORMER, UMT5_XXL, WAN21_VAE, TextEncoderSpec, TransformerSpec, VaeSpec
+from .codes import coding_of
 from .expert_name import expert_of
 from .experts import expert_candidates
 from .find import (
@@ -129,7 +130,7 @@ def _describe(checkpoint: Checkpoint) -> Description:
     if found.kind == "text_encoder" and spec:
         notes.append("carries its tokenizer" if has_vocabulary(checkpoint) else "carries no tokenizer")
     if how := checkpoint.encoding.text:
-        notes.append(f"stores {how}" + ("" if problems else "; decoded when they are loaded"))
+        notes.append(f"stores {how}" + ("" if problems else f"; decoded {_when_decoded(checkpoint, found.kind)}"))
     naming = str(checkpoint.namings[0]) if checkpoint.namings else ""
     if found.kind == "lora":
         naming = _describe_lora(checkpoint, notes, problems)
@@ -149,6 +150,11 @@ def _describe(checkpoint: Checkpoint) -> Description:
         notes=tuple(notes),
         problems=tuple(problems),
     )
+
+
+def _when_decoded(checkpoint: Checkpoint, kind: str) -> str:
+    may_stay = kind == "transformer" and any(coding_of(info) for info in checkpoint.tensors.values())
+    return "when they are loaded" + (", or before each product where that saves memory" if may_stay else "")
 
 
 def _describe_lora(checkpoint: Checkpoint, notes: list[str], problems: list[str]) -> str:

@@ -108,16 +108,20 @@ def _k_scales(packed: Blocks) -> tuple[Tensor, Tensor]:
     return scales.float(), offsets.float()
 
 
-def _scaled_sub_blocks(blocks: Blocks, numbers: Tensor) -> Tensor:
-    """(n, 8, 32) numbers times their scales, less their offsets: the common end of Q4_K and Q5_K."""
-    scales, offsets = _k_scales(blocks[:, 4:16])
-    scales, offsets = _half(blocks, 0) * scales, _half(blocks, 2) * offsets
+def _scaled(scales: Tensor, offsets: Tensor, numbers: Tensor) -> Tensor:
+    """Sub-blocks (n, s, i) of numbers times their scales (n, s), less their offsets -> (n, s i)."""
     return (scales[..., None] * numbers.float() - offsets[..., None]).flatten(1)
+
+
+def _eights(blocks: Blocks, numbers: Tensor) -> Tensor:
+    """The common end of Q4_K and Q5_K, with their numbers (n, 8, 32)."""
+    scales, offsets = _k_scales(blocks[:, 4:16])
+    return _scaled(_half(blocks, 0) * scales, _half(blocks, 2) * offsets, numbers)
 
 
 def _q4_k(blocks: Blocks) -> Tensor:
     groups = rearrange(blocks[:, 16:], "n (g b) -> n g b", g=4)
-    return _scaled_sub_blocks(blocks, rearrange(_nibbles(groups), "n g (h i) -> n (g h) i", h=2))
+    return _eights(blocks, rearrange(_nibbles(groups), "n g (h i) -> n (g h) i", h=2))
 
 
 def _q5_k(blocks: Blocks) -> Tensor:
@@ -125,19 +129,43 @@ def _q5_k(blocks: Blocks) -> Tensor:
     fours = rearrange(_nibbles(groups), "n g (h i) -> n (g h) i", h=2)
     # The fifth bits of sub-block s are bit s of each of 32 bytes.
     fifths = rearrange(_bits(blocks[:, 16:48]), "n (i s) -> n s i", s=8)
-    return _scaled_sub_blocks(blocks, fours | (fifths << 4))
+    return _eights(blocks, fours | (fifths << 4))
+
+
+def _pairs(packed: Blocks) -> Tensor:
+    """(n, 64) bytes -> (n, 2, 4, 32) pairs of bits: two halves of 32 bytes with four each, the lowest first."""
+    places = torch.arange(0, 8, 2, device=packed.device, dtype=torch.uint8)[:, None]
+    return (rearrange(packed, "n (h i) -> n h 1 i", h=2) >> places) & 3
+
+
+def _sixteens(numbers: Tensor) -> Tensor:
+    """(n, 2, 4, 32) -> (n, 16, 16): the sub-blocks of Q2_K, Q3_K and Q6_K."""
+    return rearrange(numbers, "n h q (s i) -> n (h q s) i", s=2)
+
+
+def _q2_k(blocks: Blocks) -> Tensor:
+    scales = _half(blocks, 80) * (blocks[:, :16] & 15).float()
+    offsets = _half(blocks, 82) * (blocks[:, :16] >> 4).float()
+    return _scaled(scales, offsets, _sixteens(_pairs(blocks[:, 16:80])))
+
+
+def _q3_k(blocks: Blocks) -> Tensor:
+    # The third bits of each 32 numbers are one bit of each of the first 32 bytes.
+    thirds = rearrange(_bits(blocks[:, :32]), "n (i h q) -> n h q i", h=2, q=4)
+    threes = _pairs(blocks[:, 32:96]) | (thirds << 2)
+    # Sixteen scales of six bits: nibbles in eight bytes, pairs of high bits in four.
+    places = torch.arange(0, 8, 2, device=blocks.device, dtype=torch.uint8)[:, None]
+    high = ((blocks[:, None, 104:108] >> places) & 3).flatten(1)
+    scales = _half(blocks, 108) * ((_nibbles(blocks[:, 96:104]) | (high << 4)).float() - 32)
+    return (scales[..., None] * (_sixteens(threes).float() - 4)).flatten(1)
 
 
 def _q6_k(blocks: Blocks) -> Tensor:
-    # Two halves of 128 numbers: 64 bytes of nibbles, and 32 bytes with four pairs of high bits each.
+    # Two halves of 128 numbers: 64 bytes of nibbles, and 32 bytes of pairs of high bits.
     low = rearrange(blocks[:, :128], "n (h q i) -> n h q i", h=2, q=2)
-    fours = torch.cat((low & 15, low >> 4), dim=2)
-    pairs = rearrange(blocks[:, 128:192], "n (h i) -> n h 1 i", h=2)
-    places = torch.arange(0, 8, 2, device=blocks.device, dtype=torch.uint8)[:, None]
-    sixes = fours | (((pairs >> places) & 3) << 4)
+    sixes = torch.cat((low & 15, low >> 4), dim=2) | (_pairs(blocks[:, 128:192]) << 4)
     scales = _half(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
-    numbers = rearrange(sixes.float() - 32, "n h q (s i) -> n (h q s) i", s=2)
-    return (scales[..., None] * numbers).flatten(1)
+    return (scales[..., None] * (_sixteens(sixes).float() - 32)).flatten(1)
 
 
 # By ggml's name: those whose numbers are computed here.
@@ -147,6 +175,8 @@ KNOWN_BLOCKS: Mapping[str, BlockFormat] = {
     "Q5_0": BlockFormat(32, 22, _q5_0),
     "Q5_1": BlockFormat(32, 24, _q5_1),
     "Q8_0": BlockFormat(32, 34, _q8_0),
+    "Q2_K": BlockFormat(256, 84, _q2_k),
+    "Q3_K": BlockFormat(256, 110, _q3_k),
     "Q4_K": BlockFormat(256, 144, _q4_k),
     "Q5_K": BlockFormat(256, 176, _q5_k),
     "Q6_K": BlockFormat(256, 210, _q6_k),

@@ -90,6 +90,43 @@ def decode_k(
 
 
 @triton.jit
+def decode_q2_k(codes_pointer, place_pointer, num_blocks, BLOCKS: tl.constexpr):
+    """Two halves of four quarters of 32, which share 32 bytes of pairs of bits; every sixteen have scale and offset."""
+    block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)[:, None, None]
+    half, i = tl.arange(0, 2)[None, :, None], tl.arange(0, 32)[None, None, :]
+    inside = block < num_blocks
+    start = codes_pointer + block * 84
+    scale_of_scales, scale_of_offsets = _half(start + 80, inside), _half(start + 82, inside)
+    packed = _byte(start + 16 + half * 32 + i, inside)
+    for quarter in tl.static_range(4):
+        both = _byte(start + half * 8 + quarter * 2 + i // 16, inside)
+        scale, offset = scale_of_scales * (both & 15).to(tl.float32), scale_of_offsets * (both >> 4).to(tl.float32)
+        number = scale * ((packed >> (2 * quarter)) & 3).to(tl.float32) - offset
+        place = place_pointer + block * 256 + half * 128 + quarter * 32 + i
+        tl.store(place, number.to(place_pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def decode_q3_k(codes_pointer, place_pointer, num_blocks, BLOCKS: tl.constexpr):
+    """As Q2_K, with a third bit from the same 32 bytes for all; scales of six bits in twelve bytes, no offsets."""
+    block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)[:, None, None]
+    half, i = tl.arange(0, 2)[None, :, None], tl.arange(0, 32)[None, None, :]
+    inside = block < num_blocks
+    start = codes_pointer + block * 110
+    scale_of_scales = _half(start + 108, inside)
+    thirds = _byte(start + i, inside)
+    packed = _byte(start + 32 + half * 32 + i, inside)
+    for quarter in tl.static_range(4):
+        code = ((packed >> (2 * quarter)) & 3) | (((thirds >> (4 * half + quarter)) & 1) << 2)
+        at = half * 8 + quarter * 2 + i // 16
+        low = (_byte(start + 96 + at % 8, inside) >> (4 * (at // 8))) & 15
+        high = (_byte(start + 104 + at % 4, inside) >> (2 * (at // 4))) & 3
+        scale = scale_of_scales * ((low | (high << 4)) - 32).to(tl.float32)
+        place = place_pointer + block * 256 + half * 128 + quarter * 32 + i
+        tl.store(place, (scale * (code - 4).to(tl.float32)).to(place_pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def decode_q6_k(codes_pointer, place_pointer, num_blocks, BLOCKS: tl.constexpr):
     """Two halves of four quarters of 32. Quarters 0 and 2, 1 and 3 share nibbles; all four share 32 bytes of pairs."""
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)[:, None, None]
@@ -116,6 +153,8 @@ KERNELS = {
     "Q5_0": (decode_32, {"HAS_OFFSET": False, "HAS_FIFTH": True, "NBYTES": 22}, 32),
     "Q5_1": (decode_32, {"HAS_OFFSET": True, "HAS_FIFTH": True, "NBYTES": 24}, 32),
     "Q8_0": (decode_q8_0, {}, 32),
+    "Q2_K": (decode_q2_k, {}, 256),
+    "Q3_K": (decode_q3_k, {}, 256),
     "Q4_K": (decode_k, {"HAS_FIFTH": False, "NBYTES": 144}, 256),
     "Q5_K": (decode_k, {"HAS_FIFTH": True, "NBYTES": 176}, 256),
     "Q6_K": (decode_q6_k, {}, 256),

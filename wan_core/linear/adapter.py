@@ -64,11 +64,12 @@ class Adapter(nn.Module):
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x: what the layer was given, any float dtype. y: what it answered, in the adapter's dtype."""
+        """x: what the layer was given, any float dtype. y: what it answered, in the adapter's dtype; it is changed."""
         x = x.to(self.down.dtype)
         if self.down.shape[0]:
             hidden = (F.linear(x, self.down, self.offset) * self.coefficients).to(y.dtype)
-            y = torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), self.up.t()).view(y.shape)
+            # In place: a sum of its own would copy y before the product adds to it.
+            y = y.flatten(0, -2).addmm_(hidden.flatten(0, -2), self.up.t()).view(y.shape)
         for kronecker in self.kroneckers.values():
             y = y + kronecker(x)
         return y

@@ -43,6 +43,18 @@ def test_a_sharded_expert(tmp_path: Path) -> None:
     assert (found.kind, found.expert, found.layout, found.spec) == ("transformer", "low", "sharded", TRANSFORMER)
 
 
+def test_when_encoded_weights_are_decoded(tmp_path: Path) -> None:
+    def encoded(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: each.to(torch.float8_e4m3fn) if each.dim() == 2 else each for name, each in tensors.items()}
+
+    expert = identify(write(tmp_path / "wan_high_noise.safetensors", encoded(expert_tensors()), CONFIG))
+    (note,) = (note for note in expert.notes if note.startswith("stores "))
+    assert note.endswith("; decoded when they are loaded, or before each product where that saves memory")
+    encoder = identify(write(tmp_path / "umt5.safetensors", encoded(hugging_face(text_encoder_tensors()))))
+    (note,) = (note for note in encoder.notes if note.startswith("stores "))
+    assert note.endswith("; decoded when they are loaded")
+
+
 def test_a_text_encoder_and_a_vae(tmp_path: Path) -> None:
     encoder = identify(write(tmp_path / "umt5.safetensors", hugging_face(text_encoder_tensors())))
     assert (encoder.kind, encoder.spec, encoder.naming) == ("text_encoder", TEXT_ENCODER, "transformers names")
