@@ -26,8 +26,6 @@ BATCH, TOKENS, HEADS = 2, 7, 6
 DIMS = [192, 768] if IS_INTERPRETED else [192, 1536, 5120]
 each_dim = pytest.mark.parametrize("dim", DIMS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-
-
 each_float = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 
 
