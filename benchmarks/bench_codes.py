@@ -1,6 +1,6 @@
 """Weights decoded before each product: PyTorch's operators and the fused kernels, at the sizes of Wan 2.2.
 
-    python -m benchmarks.bench_codes [--forms float8_e4m3fn,Q4_K] [--json FILE]
+    python -m benchmarks.bench_codes [--forms float8_e4m3fn Q4_K] [--json FILE]
 
 GB/s (codes read, two bytes written for each weight), and what a step of forty blocks and two passes takes for it.
 Kernels take turns (`turns.py`), each with half a gigabyte of codes, so that none is still in a cache.
@@ -27,7 +27,7 @@ DIM, FFN = 5120, 13824
 # Layers of a block by the shape of their weights.
 SHAPES = {(DIM, DIM): 8, (FFN, DIM): 1, (DIM, FFN): 1}
 PASSES = 2 * 40
-BYTES = ("float8_e4m3fn", "float8_e5m2", "int8")
+FORMS = ("float8_e4m3fn", "float8_e5m2", "int8", *KNOWN_BLOCKS)
 _CYCLED_BYTES = 1 << 29
 
 
@@ -40,6 +40,7 @@ def decoding(kernels: BlockKernels, shape: tuple[int, int], coding: Coding) -> C
 
 
 def draw(coding: Coding, shape: tuple[int, int]) -> Tensor:
+    """Any codes of a matrix."""
     codes_shape = coding.codes_shape(shape)
     if coding.dtype in KNOWN_BLOCKS:
         return torch.randint(256, codes_shape, device="cuda", dtype=torch.uint8)
@@ -50,24 +51,26 @@ def place(shape: tuple[int, int]) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, device="cuda")
 
 
-def codings(form: str, shape: tuple[int, int]) -> dict[str, Coding]:
-    """How a matrix is stored in a form, by what is said of it."""
+def codings(form: str) -> dict[str, dict[tuple[int, int], Coding]]:
+    """How layers are stored in a form, by their shape; where it has scales, with one and with one for each row."""
     if form in KNOWN_BLOCKS:
-        return {form: Coding(dtype=form)}
-    return {f"{form}, one scale": Coding(dtype=form, scale=()),
-            f"{form}, a scale a row": Coding(dtype=form, scale=(shape[0],))}  # fmt: skip
+        return {form: dict.fromkeys(SHAPES, Coding(dtype=form))}
+    return {
+        f"{form}, one scale": dict.fromkeys(SHAPES, Coding(dtype=form, scale=())),
+        f"{form}, a scale a row": {(rows, columns): Coding(dtype=form, scale=(rows,)) for rows, columns in SHAPES},
+    }
 
 
 @torch.inference_mode()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--forms", default=",".join((*BYTES, *KNOWN_BLOCKS)))
+    parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     rows = {}
-    for name in [name for form in arguments.forms.split(",") for name in codings(form, (DIM, DIM))]:
-        stored = {shape: codings(name.split(",")[0], shape)[name] for shape in SHAPES}
+    ways = {name: stored for form in arguments.forms for name, stored in codings(form).items()}
+    for name, stored in ways.items():
         work = {
             (kernels.name, shape): decoding(kernels, shape, stored[shape])
             for kernels in (TORCH, TRITON)

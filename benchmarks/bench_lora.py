@@ -13,7 +13,6 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from wan_core.checkpoint.find import find_model
@@ -92,7 +91,6 @@ def run(pipeline: WanPipeline, size: VideoSize, way: str, strength: float, file:
         sample_peak_gib=report.peak_bytes.get("sample", 0) / GIB,
         differs=0.0,
     )
-    torch.cuda.empty_cache()
     return result, latent
 
 

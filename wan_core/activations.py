@@ -59,7 +59,7 @@ def _compiled_block(spec: TransformerSpec, shape: ForwardShape) -> int:
     """
     wide, narrow = DTYPE_BYTES[shape.residual], DTYPE_BYTES[shape.dtype]
     num_tokens = spec.num_tokens(shape.latent_size) * shape.batch
-    # What stands beside a layer adds to a copy of the layer's answer.
+    # A compiler lets what stands beside a layer add to a copy of the layer's answer.
     num_hidden = 2 if shape.has_adapters else 1
     attention = (wide + 6 * narrow) * spec.dim
     feed_forward = (2 * wide + narrow) * spec.dim + num_hidden * narrow * spec.ffn_dim

@@ -19,6 +19,7 @@ if not IS_INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA card, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from wan_core.kernels.triton_block import TRITON  # noqa: E402
+from wan_core.kernels.triton_gguf import KERNELS  # noqa: E402
 
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
 EPS = 1e-6
@@ -127,11 +128,11 @@ def test_blocks_of_gguf_are_decoded_to_the_same_bits(dtype, form, rows):
     assert_same_bits(got, expected)  # nothing is written behind the last row
 
 
-def test_a_form_without_a_kernel_is_decoded_by_pytorch():
-    codes = draw(5, 8).abs().mul(50).to(torch.uint8)
-    got = torch.empty(5, 8, device=DEVICE)
-    TRITON.decode(got, codes, None, "uint8")
-    assert torch.equal(got, codes.float())
+def test_every_form_that_may_stay_stored_has_a_kernel():
+    """Nothing goes another way in silence, and takes memory that no plan has counted."""
+    assert KERNELS.keys() == decode.KNOWN_BLOCKS.keys()
+    with pytest.raises(AssertionError):
+        TRITON.decode(torch.empty(5, 8, device=DEVICE), torch.zeros(5, 8, device=DEVICE), None, "uint8")
 
 
 def assert_same_bits(got: Tensor, expected: Tensor) -> None:

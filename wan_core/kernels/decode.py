@@ -44,18 +44,12 @@ def decode(place: Tensor, codes: Tensor, scale: Tensor | None, form: str) -> Non
         if scale is not None:
             place.mul_(scale[:, None])
         return
-    num_rows, num_columns = place.shape
+    known, (num_rows, num_columns) = KNOWN_BLOCKS[form], place.shape
+    assert known.decode is not None
     step = num_rows if torch.compiler.is_compiling() else max(_PIECE_NUMBERS // num_columns, 1)
     for first in range(0, num_rows, step):
         rows = slice(first, min(first + step, num_rows))
-        place[rows] = decode_blocks(codes[rows].reshape(-1), form).view(-1, num_columns)
-
-
-def decode_blocks(raw: Tensor, form: str) -> Tensor:
-    """The numbers (n * size,) float32 of whole blocks, given as their bytes (n * nbytes,)."""
-    known = KNOWN_BLOCKS[form]
-    assert known.decode is not None
-    return known.decode(raw.view(-1, known.nbytes)).reshape(-1)
+        place[rows] = known.decode(codes[rows].reshape(-1, known.nbytes)).view(-1, num_columns)
 
 
 def _half(blocks: Blocks, start: int) -> Tensor:
@@ -132,10 +126,15 @@ def _q5_k(blocks: Blocks) -> Tensor:
     return _eights(blocks, fours | (fifths << 4))
 
 
-def _pairs(packed: Blocks) -> Tensor:
-    """(n, 64) bytes -> (n, 2, 4, 32) pairs of bits: two halves of 32 bytes with four each, the lowest first."""
+def _pairs(packed: Tensor) -> Tensor:
+    """(..., b) bytes -> (..., 4, b) pairs of their bits, the lowest first."""
     places = torch.arange(0, 8, 2, device=packed.device, dtype=torch.uint8)[:, None]
-    return (rearrange(packed, "n (h i) -> n h 1 i", h=2) >> places) & 3
+    return (packed[..., None, :] >> places) & 3
+
+
+def _quarters(packed: Blocks) -> Tensor:
+    """(n, 64) bytes -> (n, 2, 4, 32) pairs of bits: two halves of 32 bytes, four quarters in each."""
+    return _pairs(rearrange(packed, "n (h i) -> n h i", h=2))
 
 
 def _sixteens(numbers: Tensor) -> Tensor:
@@ -146,24 +145,23 @@ def _sixteens(numbers: Tensor) -> Tensor:
 def _q2_k(blocks: Blocks) -> Tensor:
     scales = _half(blocks, 80) * (blocks[:, :16] & 15).float()
     offsets = _half(blocks, 82) * (blocks[:, :16] >> 4).float()
-    return _scaled(scales, offsets, _sixteens(_pairs(blocks[:, 16:80])))
+    return _scaled(scales, offsets, _sixteens(_quarters(blocks[:, 16:80])))
 
 
 def _q3_k(blocks: Blocks) -> Tensor:
     # The third bits of each 32 numbers are one bit of each of the first 32 bytes.
     thirds = rearrange(_bits(blocks[:, :32]), "n (i h q) -> n h q i", h=2, q=4)
-    threes = _pairs(blocks[:, 32:96]) | (thirds << 2)
+    threes = _quarters(blocks[:, 32:96]) | (thirds << 2)
     # Sixteen scales of six bits: nibbles in eight bytes, pairs of high bits in four.
-    places = torch.arange(0, 8, 2, device=blocks.device, dtype=torch.uint8)[:, None]
-    high = ((blocks[:, None, 104:108] >> places) & 3).flatten(1)
-    scales = _half(blocks, 108) * ((_nibbles(blocks[:, 96:104]) | (high << 4)).float() - 32)
+    sixes = _nibbles(blocks[:, 96:104]) | (_pairs(blocks[:, 104:108]).flatten(1) << 4)
+    scales = _half(blocks, 108) * (sixes.float() - 32)
     return (scales[..., None] * (_sixteens(threes).float() - 4)).flatten(1)
 
 
 def _q6_k(blocks: Blocks) -> Tensor:
     # Two halves of 128 numbers: 64 bytes of nibbles, and 32 bytes of pairs of high bits.
     low = rearrange(blocks[:, :128], "n (h q i) -> n h q i", h=2, q=2)
-    sixes = torch.cat((low & 15, low >> 4), dim=2) | (_pairs(blocks[:, 128:192]) << 4)
+    sixes = torch.cat((low & 15, low >> 4), dim=2) | (_quarters(blocks[:, 128:192]) << 4)
     scales = _half(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
     return (scales[..., None] * (_sixteens(sixes).float() - 32)).flatten(1)
 

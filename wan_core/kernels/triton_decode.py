@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import decode as plain
 from .triton_gguf import KERNELS, decode_blocks
 
 _FORMS = ("float8_e4m3fn", "float8_e5m2", "int8")
@@ -43,17 +42,16 @@ def fused_decode(
 
 
 def decode(place: Tensor, codes: Tensor, scale: Tensor | None, form: str) -> None:
-    """Write what codes stand for to their place (R, C), of any float dtype, as `decode.decode` does."""
-    is_known = form in KERNELS or form in _FORMS
-    if not (is_known and codes.is_contiguous() and place.is_contiguous()):
-        plain.decode(place, codes, scale, form)
-    elif form in KERNELS:
+    """Write what codes stand for to their place, as `decode.decode` does; both are contiguous."""
+    assert codes.is_contiguous() and place.is_contiguous(), "kernels go through memory in its order"
+    if form in KERNELS:
         decode_blocks(place, codes, form)
     else:
         _decode_bytes(place, codes, scale, form)
 
 
 def _decode_bytes(place: Tensor, codes: Tensor, scale: Tensor | None, form: str) -> None:
+    assert form in _FORMS, form
     num_rows, num_columns = codes.shape
     with torch.cuda.device_of(codes):
         # A pointer that is not used is the place's: Triton wants a tensor.

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .decode import KNOWN_BLOCKS
+
 
 @triton.jit
 def _half(pointer, inside):
@@ -146,27 +148,27 @@ def decode_q6_k(codes_pointer, place_pointer, num_blocks, BLOCKS: tl.constexpr):
         tl.store(place, number.to(place_pointer.dtype.element_ty), mask=inside)
 
 
-# By ggml's name: the kernel, what it is told of the format, and the numbers of a block.
+# By ggml's name: the kernel, and what it is told of the format.
 KERNELS = {
-    "Q4_0": (decode_32, {"HAS_OFFSET": False, "HAS_FIFTH": False, "NBYTES": 18}, 32),
-    "Q4_1": (decode_32, {"HAS_OFFSET": True, "HAS_FIFTH": False, "NBYTES": 20}, 32),
-    "Q5_0": (decode_32, {"HAS_OFFSET": False, "HAS_FIFTH": True, "NBYTES": 22}, 32),
-    "Q5_1": (decode_32, {"HAS_OFFSET": True, "HAS_FIFTH": True, "NBYTES": 24}, 32),
-    "Q8_0": (decode_q8_0, {}, 32),
-    "Q2_K": (decode_q2_k, {}, 256),
-    "Q3_K": (decode_q3_k, {}, 256),
-    "Q4_K": (decode_k, {"HAS_FIFTH": False, "NBYTES": 144}, 256),
-    "Q5_K": (decode_k, {"HAS_FIFTH": True, "NBYTES": 176}, 256),
-    "Q6_K": (decode_q6_k, {}, 256),
+    "Q4_0": (decode_32, {"HAS_OFFSET": False, "HAS_FIFTH": False, "NBYTES": 18}),
+    "Q4_1": (decode_32, {"HAS_OFFSET": True, "HAS_FIFTH": False, "NBYTES": 20}),
+    "Q5_0": (decode_32, {"HAS_OFFSET": False, "HAS_FIFTH": True, "NBYTES": 22}),
+    "Q5_1": (decode_32, {"HAS_OFFSET": True, "HAS_FIFTH": True, "NBYTES": 24}),
+    "Q8_0": (decode_q8_0, {}),
+    "Q2_K": (decode_q2_k, {}),
+    "Q3_K": (decode_q3_k, {}),
+    "Q4_K": (decode_k, {"HAS_FIFTH": False, "NBYTES": 144}),
+    "Q5_K": (decode_k, {"HAS_FIFTH": True, "NBYTES": 176}),
+    "Q6_K": (decode_q6_k, {}),
 }
 _PROGRAM_NUMBERS = 4096
 
 
 def decode_blocks(place: Tensor, codes: Tensor, form: str) -> None:
     """Write the numbers of whole blocks, given as bytes, to their place: both contiguous, of any shape."""
-    kernel, known, size = KERNELS[form]
+    (kernel, told), size = KERNELS[form], KNOWN_BLOCKS[form].size
     num_blocks, blocks = place.numel() // size, _PROGRAM_NUMBERS // size
     with torch.cuda.device_of(codes):
         kernel[(triton.cdiv(num_blocks, blocks),)](
-            codes, place, num_blocks, **known, BLOCKS=blocks, enable_fp_fusion=False
+            codes, place, num_blocks, **told, BLOCKS=blocks, enable_fp_fusion=False
         )
